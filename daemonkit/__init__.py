@@ -1,0 +1,1 @@
+"""Turn a Python script into a Unix daemon."""

@@ -1,0 +1,90 @@
+"""Every error that daemonkit raises on purpose.
+
+    DaemonkitError
+    ├── UsageError            (ValueError)        a decorator, option or argument that cannot be meant
+    │   └── ConfigError                           the same, in a configuration file or the environment
+    ├── ScriptError           (ImportError)       the script cannot be loaded, or is not one
+    ├── StartError            (RuntimeError)      the daemon did not become ready
+    ├── AlreadyRunning        (FileExistsError)   the PID file is locked
+    ├── NotRunning            (ProcessLookupError)
+    ├── NotAllowed            (PermissionError)   not ours to signal, read or replace
+    ├── UntrustedFile         (PermissionError)   a file or directory that somebody else may change
+    ├── RunDirectoryError     (OSError)           the run directory or a file in it cannot be used
+    ├── PrivilegeError        (PermissionError)   user or group could not be taken on
+    ├── ControlError          (ConnectionError)   the daemon did not answer, or answered with an error
+    └── StopTimeout           (TimeoutError)      still there when the time was up
+
+A message says what was tried, on what, why it failed, and what to do.  Only the command turns an error
+into an exit code: ``exit_code`` is the code it uses.
+"""
+
+from __future__ import annotations
+
+
+class DaemonkitError(Exception):
+    """The root: ``except DaemonkitError`` catches all that daemonkit raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(DaemonkitError, ValueError):
+    """A decorator, option or argument has a value that cannot be meant."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration file or environment variable holds an unknown key or a wrong value."""
+
+
+class ScriptError(DaemonkitError, ImportError):
+    """The script does not exist, is not Python, or raised while it was imported."""
+
+
+class StartError(DaemonkitError, RuntimeError):
+    """The daemon ended, or stayed silent, before it was ready."""
+
+
+class AlreadyRunning(DaemonkitError, FileExistsError):
+    """The PID file is locked by a living process.
+
+    ``pid`` is that process (``None`` if it has not yet written its number), ``path`` the PID file.
+    """
+
+    def __init__(self, path: str, pid: int | None) -> None:
+        holder = f"pid {pid}" if pid else "a process that has not written its pid"
+        super().__init__(f"lock {path}: held by {holder}")
+        self.path = path
+        self.pid = pid
+
+
+class NotRunning(DaemonkitError, ProcessLookupError):
+    """No process holds the PID file's lock."""
+
+    exit_code = 3
+
+
+class NotAllowed(DaemonkitError, PermissionError):
+    """The daemon belongs to another user."""
+
+    exit_code = 4
+
+
+class UntrustedFile(DaemonkitError, PermissionError):
+    """Somebody else may write a file or directory that would be obeyed."""
+
+
+class RunDirectoryError(DaemonkitError, OSError):
+    """The run directory, or a file in it, cannot be used."""
+
+
+class PrivilegeError(DaemonkitError, PermissionError):
+    """The configured user or group could not be taken on completely."""
+
+
+class ControlError(DaemonkitError, ConnectionError):
+    """The daemon did not answer on its control socket, or refused the request."""
+
+
+class StopTimeout(DaemonkitError, TimeoutError):
+    """The daemon was still there when the time was up."""

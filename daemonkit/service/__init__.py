@@ -1,0 +1,1 @@
+"""Service managers: systemd's notification protocol and the texts of units and init scripts."""
