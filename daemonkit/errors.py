@@ -5,11 +5,14 @@
     │   └── ConfigError                           the same, in a configuration file or the environment
     ├── ScriptError           (ImportError)       the script cannot be loaded, or is not one
     ├── StartError            (RuntimeError)      the daemon did not become ready
-    ├── AlreadyRunning        (FileExistsError)   the PID file is locked
+    ├── AlreadyRunning        (lockfile.AlreadyLocked)    the PID file is locked by another process
+    ├── LockTimedOut          (lockfile.LockTimeout)      ... and stayed so for the whole time-out
+    ├── LockNotHeld           (lockfile.NotLocked)        release of a PID file that nobody holds
+    ├── LockNotMine           (lockfile.NotMyLock)        ... or that another process holds
     ├── NotRunning            (ProcessLookupError)
     ├── NotAllowed            (PermissionError)   not ours to signal, read or replace
     ├── UntrustedFile         (PermissionError)   a file or directory that somebody else may change
-    ├── RunDirectoryError     (OSError)           the run directory or a file in it cannot be used
+    ├── RunDirectoryError     (lockfile.LockFailed)       the run directory or a file in it cannot be used
     ├── PrivilegeError        (PermissionError)   user or group could not be taken on
     ├── ControlError          (ConnectionError)   the daemon did not answer, or answered with an error
     └── StopTimeout           (TimeoutError)      still there when the time was up
@@ -19,6 +22,8 @@ into an exit code: ``exit_code`` is the code it uses.
 """
 
 from __future__ import annotations
+
+from lockfile import AlreadyLocked, LockFailed, LockTimeout, NotLocked, NotMyLock
 
 
 class DaemonkitError(Exception):
@@ -45,7 +50,7 @@ class StartError(DaemonkitError, RuntimeError):
     """The daemon ended, or stayed silent, before it was ready."""
 
 
-class AlreadyRunning(DaemonkitError, FileExistsError):
+class AlreadyRunning(DaemonkitError, AlreadyLocked):
     """The PID file is locked by a living process.
 
     ``pid`` is that process (``None`` if it has not yet written its number), ``path`` the PID file.
@@ -56,6 +61,18 @@ class AlreadyRunning(DaemonkitError, FileExistsError):
         super().__init__(f"lock {path}: held by {holder}")
         self.path = path
         self.pid = pid
+
+
+class LockTimedOut(DaemonkitError, LockTimeout):
+    """Another process held the PID file for the whole time-out."""
+
+
+class LockNotHeld(DaemonkitError, NotLocked):
+    """Nobody holds the PID file that was to be released."""
+
+
+class LockNotMine(DaemonkitError, NotMyLock):
+    """Another process holds the PID file that was to be released."""
 
 
 class NotRunning(DaemonkitError, ProcessLookupError):
@@ -74,7 +91,7 @@ class UntrustedFile(DaemonkitError, PermissionError):
     """Somebody else may write a file or directory that would be obeyed."""
 
 
-class RunDirectoryError(DaemonkitError, OSError):
+class RunDirectoryError(DaemonkitError, LockFailed):
     """The run directory, or a file in it, cannot be used."""
 
 

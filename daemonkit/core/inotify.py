@@ -1,0 +1,68 @@
+"""Wait for something to happen in a directory, without looking again and again (inotify(7))."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+IN_MODIFY: Final = 0x2
+IN_CREATE: Final = 0x100
+IN_DELETE: Final = 0x200
+IN_MOVED: Final = 0x40 | 0x80
+
+T = TypeVar("T")
+
+
+class Watch:
+    """An inotify descriptor on one directory; ``wait`` returns when an entry in it has changed."""
+
+    def __init__(self, directory: str, mask: int = IN_MODIFY | IN_CREATE | IN_DELETE | IN_MOVED) -> None:
+        """Watch ``directory`` for the events in ``mask``.
+
+        Raises:
+            OSError: no such directory, or the user's limit of inotify instances is reached.
+        """
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.fd: int = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        if self.fd < 0 or libc.inotify_add_watch(self.fd, os.fsencode(directory), mask) < 0:
+            error = ctypes.get_errno()
+            self.close()
+            raise OSError(error, os.strerror(error), directory)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Sleep until an event or ``timeout`` seconds have passed; tell whether there was an event."""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        if not poll.poll(None if timeout is None else max(0, int(timeout * 1000 + 0.999))):
+            return False
+        os.read(self.fd, 65536)
+        return True
+
+    def close(self) -> None:
+        """Give the descriptor back; a second call does nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def wait_until(directory: str, look: Callable[[], T | None], timeout: float) -> T | None:
+    """Return what ``look`` finds, looking again after each change in ``directory``, or None at the time-out.
+
+    The watch is set before the first look, so no change falls between the two.
+    """
+    end = time.monotonic() + timeout
+    with Watch(directory) as watch:
+        while (found := look()) is None:
+            if not watch.wait(end - time.monotonic()):
+                return look()
+    return found
