@@ -80,6 +80,8 @@ class PidFile(LockBase):  # type: ignore[misc]  # lockfile ships no types
         while (fd := _lock(self.path)) is None:
             self._wait_for_holder(start, end)
         self._keep(fd)
+        if os.fstat(fd).st_uid == os.geteuid():
+            os.fchmod(fd, MODE)  # readable for every `status`, whatever the umask was
         os.ftruncate(fd, 0)
         if write_pid:
             self.write_pid()

@@ -1,0 +1,133 @@
+"""Signals become values: a handler only notes, the loop acts (law 2).
+
+CPython calls a handler between two bytecodes of the main thread, at any place of the user's code.  So ours adds
+one to a dict and is done; the wakeup descriptor (``signal.set_wakeup_fd``) ends the loop's sleep.  Its pipe may
+overflow under a storm, the dict cannot: no kind of signal is ever lost, and equal ones merge as the kernel's do.
+
+One thing cannot wait for the loop: a stop whose time is up, or that must be at once, while the user's code holds
+the thread.  Then, and only inside ``interruptible``, the handler raises ``StopNow``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Any, Final
+
+TERMINATION: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+RESERVED: Final = frozenset({signal.SIGALRM, signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP})
+LAST_RESORT: Final = 3  # StopNow raised so often and still not out: the user's code swallows it
+
+
+class StopNow(BaseException):
+    """Raised into the user's code when a stop may wait no longer; not an Exception, so it is rarely swallowed."""
+
+
+class Signals:
+    """Which signals have come since the loop looked last, and the deadline of a stop."""
+
+    def __init__(self, graceful_timeout: float, last_resort: Callable[[], None]) -> None:
+        """Nothing is installed yet.
+
+        Args:
+            graceful_timeout: seconds that the user's code in hand has after the first TERM or INT.
+            last_resort: ends the process; called when the user's code swallows ``StopNow``.
+        """
+        self.pending: dict[int, int] = {}
+        self.graceful_timeout = graceful_timeout
+        self.stop_signal: int | None = None
+        self.interrupted = False
+        self.urgent = False  # True: the code in hand may be interrupted by the first TERM (import, own main loop)
+        self._last_resort = last_resort
+        self._handlers: dict[int, Any] = {}
+        self._deadline: float | None = None
+        self._in_user_code = False
+        self._raised = 0
+
+    def install(self, numbers: Iterable[int]) -> int:
+        """Catch ``numbers`` (and SIGALRM), route them to the wakeup pipe, unblock all; return its reading end."""
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self.catch(signal.SIGALRM, self._alarm)
+        for number in numbers:
+            self.catch(number, self._terminate if number in TERMINATION else self._note)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        return reader
+
+    def catch(self, number: int, handler: Callable[[int, FrameType | None], Any] | None = None) -> None:
+        """Route ``number`` to ``handler`` (default: note it for the loop)."""
+        self._handlers[number] = handler = handler or self._note
+        signal.signal(number, handler)
+        signal.siginterrupt(number, False)
+
+    def taken_over(self) -> list[tuple[int, Any]]:
+        """Signals whose handler somebody else has replaced, with what stands there now."""
+        return [(n, now) for n, ours in self._handlers.items() if (now := signal.getsignal(n)) != ours]
+
+    def restore(self, number: int) -> None:
+        """Put our handler for ``number`` back."""
+        signal.signal(number, self._handlers[number])
+
+    def take(self) -> list[int]:
+        """The kinds noted since the last call, in the order of their arrival."""
+        pending, self.pending = self.pending, {}
+        return list(pending)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Mark the user's code: in here a stop whose time is up raises ``StopNow``."""
+        outer, self._in_user_code = self._in_user_code, True
+        try:
+            self._raise_if_due()
+            yield
+        finally:
+            self._in_user_code = outer
+
+    def block_all(self) -> None:
+        """Keep every signal pending, for the moments around an exec (a handler's address does not survive it)."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+
+    @property
+    def deadline(self) -> float | None:
+        """When the code in hand is interrupted (monotonic seconds); None while nobody asked for a stop."""
+        return self._deadline
+
+    def stop_at_once(self) -> None:
+        """Move the deadline to now."""
+        self._deadline = time.monotonic()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.pending[number] = self.pending.get(number, 0) + 1
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self.pending[number] = self.pending.get(number, 0) + 1
+        at_once = self.urgent or number == signal.SIGQUIT or self.stop_signal is not None
+        if self.stop_signal is None:
+            self.stop_signal = number
+        self._deadline = time.monotonic() + (0 if at_once else self.graceful_timeout)
+        self.arm_deadline()
+        self._raise_if_due()
+
+    def _alarm(self, number: int, frame: FrameType | None) -> None:
+        self.pending[number] = 1
+        if self._deadline is not None:
+            self._raise_if_due()
+
+    def arm_deadline(self) -> None:
+        """Let SIGALRM ring at the deadline, and each second after it while the user's code will not end."""
+        if self._deadline is not None:
+            left = self._deadline - time.monotonic()
+            signal.setitimer(signal.ITIMER_REAL, max(left, 0.0001), 1.0)
+
+    def _raise_if_due(self) -> None:
+        if not self._in_user_code or self._deadline is None or time.monotonic() < self._deadline:
+            return
+        self._raised += 1
+        self.interrupted = True
+        if self._raised > LAST_RESORT:
+            self._last_resort()
+        raise StopNow
