@@ -78,7 +78,7 @@ class LockNotMine(DaemonkitError, NotMyLock):
 class NotRunning(DaemonkitError, ProcessLookupError):
     """No process holds the PID file's lock."""
 
-    exit_code = 3
+    exit_code = 7  # LSB, init script actions: "program is not running"
 
 
 class NotAllowed(DaemonkitError, PermissionError):

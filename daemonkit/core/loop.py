@@ -24,6 +24,7 @@ class Loop:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callback] = {}
         self._wakeup = wakeup
+        self.on_watch: Callback | None = None  # told of each descriptor that is new
         self._epoll.register(wakeup, READ)
 
     def watch(self, fd: int, callback: Callback, events: int = READ) -> None:
@@ -32,7 +33,13 @@ class Loop:
             self._epoll.modify(fd, events)
         else:
             self._epoll.register(fd, events)
+            if self.on_watch:
+                self.on_watch(fd)
         self._callbacks[fd] = callback
+
+    def watched(self) -> list[int]:
+        """The descriptors that are watched, without the wakeup pipe."""
+        return list(self._callbacks)
 
     def unwatch(self, fd: int) -> None:
         """Forget ``fd``; call it before the descriptor is closed."""

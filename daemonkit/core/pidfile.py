@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from lockfile import LockBase
 
-from daemonkit.errors import AlreadyRunning, LockNotHeld, LockNotMine, LockTimedOut, RunDirectoryError
+from daemonkit.errors import AlreadyRunning, LockNotHeld, LockNotMine, LockTimedOut, NotAllowed, RunDirectoryError
 
 MODE: Final = 0o644
 MAX_PID: Final = 1 << 22  # proc(5), /proc/sys/kernel/pid_max
@@ -71,6 +71,7 @@ class PidFile(LockBase):  # type: ignore[misc]  # lockfile ships no types
             AlreadyRunning: held by another process, and no time to wait (a ``lockfile.AlreadyLocked``).
             LockTimedOut: still held after ``timeout`` seconds (a ``lockfile.LockTimeout``).
             RunDirectoryError: it cannot be opened or is no regular file (a ``lockfile.LockFailed``).
+            NotAllowed: the directory or the file belongs to another user.
         """
         if self._fd is not None:
             return
@@ -208,7 +209,8 @@ def inspect(path: str) -> State:
     """Read the PID file at ``path`` and ask the kernel whether it is locked; changes nothing.
 
     Raises:
-        RunDirectoryError: something that is no regular file stands there, or it may not be read.
+        RunDirectoryError: something that is no regular file stands there.
+        NotAllowed: it may not be read.
     """
     try:
         fd = _open(path, os.O_RDONLY)
@@ -226,17 +228,18 @@ def holds(pid: int, path: str) -> bool:
     """Whether process ``pid`` has the file at ``path`` open; True when that cannot be seen (proc(5))."""
     try:
         wanted = os.stat(path)
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            try:
-                seen = os.stat(entry.path)
-            except OSError:
-                continue  # closed meanwhile
-            if (seen.st_dev, seen.st_ino) == (wanted.st_dev, wanted.st_ino):
-                return True
+        descriptors = os.listdir(f"/proc/{pid}/fd")
     except PermissionError:
         return True
     except OSError:
         return False
+    for number in descriptors:
+        try:
+            seen = os.stat(f"/proc/{pid}/fd/{number}")
+        except OSError:
+            continue  # closed meanwhile
+        if (seen.st_dev, seen.st_ino) == (wanted.st_dev, wanted.st_ino):
+            return True
     return False
 
 
@@ -266,6 +269,8 @@ def _open(path: str, flags: int) -> int:
         if flags & os.O_CREAT:
             raise RunDirectoryError(f"open {path}: the run directory does not exist; create it first") from None
         raise
+    except PermissionError:
+        raise NotAllowed(f"open {path}: permission denied; try as root or as the user who started it") from None
     except OSError as error:
         why = "it is a symbolic link" if error.errno == errno.ELOOP else (error.strerror or str(error)).lower()
         raise RunDirectoryError(f"open {path}: {why}; remove it or choose another --run-dir") from error

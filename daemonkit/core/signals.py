@@ -40,8 +40,10 @@ class Signals:
         self.pending: dict[int, int] = {}
         self.graceful_timeout = graceful_timeout
         self.stop_signal: int | None = None
-        self.interrupted = False
+        self.interrupted = False  # StopNow has been raised
+        self.at_once = False  # QUIT or a second TERM: nothing more is to be waited for
         self.urgent = False  # True: the code in hand may be interrupted by the first TERM (import, own main loop)
+        self.after_note: Callable[[], None] | None = None  # a script's own main loop is served from the handlers
         self._last_resort = last_resort
         self._handlers: dict[int, Any] = {}
         self._deadline: float | None = None
@@ -91,31 +93,46 @@ class Signals:
         """Keep every signal pending, for the moments around an exec (a handler's address does not survive it)."""
         signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
 
+    def unblock_all(self) -> None:
+        """Let them come again."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
     @property
     def deadline(self) -> float | None:
         """When the code in hand is interrupted (monotonic seconds); None while nobody asked for a stop."""
         return self._deadline
 
-    def stop_at_once(self) -> None:
-        """Move the deadline to now."""
-        self._deadline = time.monotonic()
+    def set_deadline(self, grace: float | None) -> None:
+        """Give the code that comes next ``grace`` seconds; None: what is left, or the whole time if nobody asked."""
+        if grace is None and self._deadline is None:
+            grace = self.graceful_timeout
+        if grace is not None:
+            self._raised = 0
+            self._deadline = time.monotonic() + grace
+        self.arm_deadline()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.pending[number] = self.pending.get(number, 0) + 1
+        if self.after_note:
+            self.after_note()
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         self.pending[number] = self.pending.get(number, 0) + 1
-        at_once = self.urgent or number == signal.SIGQUIT or self.stop_signal is not None
+        self.at_once = self.at_once or number == signal.SIGQUIT or self.stop_signal is not None
         if self.stop_signal is None:
             self.stop_signal = number
-        self._deadline = time.monotonic() + (0 if at_once else self.graceful_timeout)
+        self._deadline = time.monotonic() + (0 if self.at_once or self.urgent else self.graceful_timeout)
         self.arm_deadline()
         self._raise_if_due()
+        if self.after_note:
+            self.after_note()
 
     def _alarm(self, number: int, frame: FrameType | None) -> None:
         self.pending[number] = 1
         if self._deadline is not None:
             self._raise_if_due()
+        if self.after_note:
+            self.after_note()
 
     def arm_deadline(self) -> None:
         """Let SIGALRM ring at the deadline, and each second after it while the user's code will not end."""

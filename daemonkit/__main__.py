@@ -1,0 +1,5 @@
+"""python -m daemonkit"""
+
+from daemonkit.cli import run
+
+run()

@@ -1,0 +1,180 @@
+"""What the subcommands share: options made from the configuration's fields, and who is meant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from daemonkit import config
+from daemonkit.core.pidfile import State, inspect
+from daemonkit.errors import NotRunning, UsageError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+AFFIRMED = "green"
+ALARMED = "red"
+
+
+class Preset(NamedTuple):
+    """A script that is its own command: what others must name is known."""
+
+    target: str
+    name: str | None
+    options: Mapping[str, Any]
+
+
+class Place(NamedTuple):
+    """A daemon's name and where its files are."""
+
+    name: str
+    run_dir: str
+
+    @property
+    def pid_path(self) -> str:
+        """The PID file."""
+        return os.path.join(self.run_dir, f"{self.name}.pid")
+
+    @property
+    def socket_path(self) -> str:
+        """The control socket."""
+        return os.path.join(self.run_dir, f"{self.name}.sock")
+
+    def state(self) -> State:
+        """What the PID file says."""
+        return inspect(self.pid_path)
+
+    def pid(self) -> int:
+        """The PID of the running daemon.
+
+        Raises:
+            NotRunning: it is not.
+        """
+        from daemonkit.core.holder import settled
+
+        state = settled(self.pid_path)
+        if not state.locked or state.pid is None:
+            raise NotRunning(f"{self.name} is not running (no lock on {self.pid_path}){self._others()}")
+        return state.pid
+
+    def ask(self, request: str, timeout: float = 5.0, **arguments: Any) -> dict[str, Any]:
+        """Send the running daemon a request; its refusal is raised.
+
+        Raises:
+            NotRunning: it is not.
+            ControlError: it did not answer, or answered with an error.
+        """
+        from daemonkit import control
+        from daemonkit.errors import ControlError
+
+        answer = control.ask(self.socket_path, {"do": request, **arguments}, pid=self.pid(), timeout=timeout)
+        if not answer.get("ok"):
+            raise ControlError(f"{self.name}: {answer.get('error', 'refused')}")
+        return answer
+
+    def _others(self) -> str:
+        from difflib import get_close_matches
+
+        near = get_close_matches(self.name, names_in(self.run_dir), 1)
+        return f"; did you mean {near[0]!r}?" if near and near[0] != self.name else ""
+
+
+def ensure_standard_streams() -> None:
+    """Put /dev/null on a closed 0, 1 or 2 before anything of ours is opened there."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        from daemonkit.core.daemonize import open_standard_streams
+
+        open_standard_streams()
+
+
+def configuration_options(*only: str) -> Callable[[Command], Command]:
+    """Add ``--config`` and one flag for each option of the configuration (or for those named)."""
+
+    def decorate(function: Command) -> Command:
+        for option in reversed(config.OPTIONS):
+            if not only or option.key in only:
+                function = click.option(option.flag, option.key, metavar=option.metavar, help=option.doc)(function)
+        return click.option("--config", "config_path", metavar="FILE", help="Read this configuration file.")(function)
+
+    return decorate
+
+
+def target_argument(function: Command) -> Command:
+    """Add SCRIPT (or -m MODULE) and the script's own arguments."""
+    function = click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="SCRIPT [ARG]...")(function)
+    return click.option("-m", "module", metavar="MODULE", help="Load a module as the script, as python -m does.")(function)
+
+
+def name_argument(function: Command) -> Command:
+    """Add NAME, which may be a SCRIPT, and the options that tell where to look for it."""
+    function = click.argument("name", required=False, shell_complete=_complete_names)(function)
+    function = click.option("-m", "module", metavar="MODULE", help="The daemon that runs this module.")(function)
+    return configuration_options("run_dir")(function)
+
+
+def target_of(ctx: click.Context, module: str | None, args: tuple[str, ...]) -> tuple[str, list[str]]:
+    """The script and its arguments, from the command line or from the script that is running."""
+    if isinstance(ctx.obj, Preset):
+        return ctx.obj.target, list(args)
+    if module is not None:
+        return f"-m {module}", list(args)
+    if not args:
+        raise click.UsageError("Missing argument 'SCRIPT'.", ctx)
+    return args[0], list(args[1:])
+
+
+def place_of(
+    ctx: click.Context, name: str | None, module: str | None, run_dir: str | None, config_path: str | None
+) -> Place:
+    """The daemon that is meant.  The configuration is read only if the run directory is not given."""
+    preset = ctx.obj if isinstance(ctx.obj, Preset) else None
+    if name is None and module is not None:
+        name = config.name_of(f"-m {module}")
+    if name is None and preset is not None:
+        name = preset.name or config.name_of(preset.target)
+    if name is None:
+        raise click.UsageError("Missing argument 'NAME'.", ctx)
+    if name.endswith(".py") or "/" in name:
+        name = config.name_of(name)
+    return Place(config.check_name(name), run_dir_of(preset, name, run_dir, config_path))
+
+
+def run_dir_of(preset: Preset | None, name: str | None, run_dir: str | None, config_path: str | None) -> str:
+    """The run directory, as ``start`` would find it."""
+    given = run_dir or (os.environ.get("DAEMONKIT_RUN_DIR") if config_path is None else None)
+    if given:
+        return os.path.abspath(given)
+    loaded = config.load(
+        name,
+        command_line={},
+        environ=os.environ,
+        script=preset.options if preset else None,
+        config_path=config_path,
+        cwd=os.getcwd(),
+    )
+    return loaded.options.run_dir
+
+
+def names_in(run_dir: str) -> list[str]:
+    """The names of the daemons that have, or left, a PID file in ``run_dir``."""
+    try:
+        return sorted(entry.removesuffix(".pid") for entry in os.listdir(run_dir) if entry.endswith(".pid"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UsageError(f"read {run_dir}: {error.strerror}; choose another --run-dir") from None
+
+
+def _complete_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    run_dir = run_dir_of(None, None, ctx.params.get("run_dir"), ctx.params.get("config_path"))
+    return [name for name in names_in(run_dir) if name.startswith(incomplete)]
+
+
+def as_json(value: Any) -> None:
+    """Print ``value`` for programs."""
+    import json
+
+    click.echo(json.dumps(value, indent=2))

@@ -1,0 +1,3 @@
+"""daemonkit unit"""
+
+from __future__ import annotations

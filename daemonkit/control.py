@@ -1,0 +1,231 @@
+"""The control socket, both ends: one JSON object a line, a request up, its answer down.
+
+Only root and the daemon's own user are heard (unix(7), SO_PEERCRED).  The server never waits for a client: what
+it cannot read or write now it leaves to the loop, and each client may hold only so much memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from daemonkit.core.loop import READ, WRITE, Loop
+from daemonkit.errors import ControlError, NotAllowed
+
+MAX_CLIENTS: Final = 64
+MAX_REQUEST: Final = 65536  # bytes
+_CHUNK: Final = 65536
+_CRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+Message = dict[str, Any]
+Answer = Callable[[Message], None]
+Request = Callable[[Message, "Client"], None]
+
+
+class Client:
+    """One connection, as the server sees it."""
+
+    __slots__ = ("_read", "_server", "_unsent", "is_waiting", "sock")
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        """Serve ``sock``."""
+        self._server = server
+        self._read = bytearray()
+        self._unsent = memoryview(b"")
+        self.sock = sock
+        self.is_waiting = False  # a request is being worked on; the next is read after its answer
+
+    def answer(self, message: Message) -> None:
+        """Send ``message``, now or as the client reads."""
+        self.is_waiting = False
+        self._unsent = memoryview(json.dumps(message).encode() + b"\n")
+        self._send()
+
+    def ready(self, events: int) -> None:
+        """The loop's callback."""
+        if self._unsent:
+            self._send()
+        else:
+            self._receive()
+
+    def _receive(self) -> None:
+        try:
+            data = self.sock.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data or len(self._read) + len(data) > MAX_REQUEST:
+            self._server.drop(self)
+            return
+        self._read += data
+        self._next_request()
+
+    def _next_request(self) -> None:
+        if self.is_waiting or b"\n" not in self._read:
+            return
+        line, _, rest = bytes(self._read).partition(b"\n")
+        self._read = bytearray(rest)
+        self.is_waiting = True
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            message = None
+        if isinstance(message, dict) and isinstance(message.get("do"), str):
+            self._server.serve(message, self)
+        else:
+            self.answer({"ok": False, "error": 'a request is one JSON object a line, with "do"'})
+
+    def _send(self) -> None:
+        try:
+            self._unsent = self._unsent[self.sock.send(self._unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._server.drop(self)
+            return
+        self._server.wait_for(self, WRITE if self._unsent else READ)
+
+
+class Server:
+    """The daemon's end."""
+
+    def __init__(self, sock: socket.socket, loop: Loop, serve: Request) -> None:
+        """Serve the listening ``sock`` from ``loop``; ``serve(message, client)`` answers each request."""
+        self.sock = sock
+        self.serve = serve
+        self._loop = loop
+        self._allowed = {0, os.geteuid()}
+        self._clients: dict[int, Client] = {}  # in order of arrival: the first is the oldest
+        sock.setblocking(False)
+        loop.watch(sock.fileno(), self._accept)
+
+    def adopt(self, fd: int) -> Client:
+        """Serve a connection that an earlier image of this process had accepted."""
+        client = Client(self, socket.socket(fileno=fd))
+        self._add(client)
+        client.is_waiting = True
+        return client
+
+    def drop(self, client: Client) -> None:
+        """Close a connection; the client is told nothing more."""
+        fd = client.sock.fileno()
+        if self._clients.pop(fd, None) is not None:
+            self._loop.unwatch(fd)
+            client.sock.close()
+
+    def wait_for(self, client: Client, events: int) -> None:
+        """Wake ``client`` on ``events`` from now on."""
+        self._loop.watch(client.sock.fileno(), client.ready, events)
+
+    def close(self) -> None:
+        """Stop listening and drop everybody."""
+        for client in list(self._clients.values()):
+            self.drop(client)
+        self._loop.unwatch(self.sock.fileno())
+        self.sock.close()
+
+    def _accept(self, events: int) -> None:
+        try:
+            sock, _ = self.sock.accept()
+        except OSError:
+            return  # gone again, or no descriptor left: the next turn tries again
+        if _peer(sock)[1] not in self._allowed:
+            sock.close()
+            return
+        if len(self._clients) >= MAX_CLIENTS:
+            self.drop(next(iter(self._clients.values())))
+        sock.setblocking(False)
+        self._add(Client(self, sock))
+
+    def _add(self, client: Client) -> None:
+        self._clients[client.sock.fileno()] = client
+        self.wait_for(client, READ)
+
+
+def listen(path: str) -> socket.socket:
+    """Make the control socket at ``path``, mode 0600; the caller holds the PID file, so a stale one may go.
+
+    Raises:
+        OSError: it cannot be made there.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    umask = os.umask(0o177)
+    try:
+        with _short(path) as name:
+            sock.bind(name)
+    finally:
+        os.umask(umask)
+    sock.listen(MAX_CLIENTS)
+    return sock
+
+
+def ask(path: str, message: Message, *, pid: int | None = None, timeout: float = 5.0) -> Message:
+    """Send one request to the daemon listening at ``path`` and return its answer.
+
+    Args:
+        path: the control socket.
+        message: the request.
+        pid: who must be listening (unix(7), SO_PEERCRED); another is not talked to.
+        timeout: seconds for the whole exchange.
+
+    Raises:
+        ControlError: nobody listens, the wrong process does, or there is no answer in time.
+        NotAllowed: the socket belongs to another user.
+    """
+    end = time.monotonic() + timeout
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout)
+        try:
+            with _short(path) as name:
+                sock.connect(name)
+            if pid is not None and _peer(sock)[0] not in (pid, 0):
+                raise ControlError(f"ask {path}: pid {_peer(sock)[0]} listens there, not the daemon, pid {pid}")
+            sock.sendall(json.dumps(message).encode() + b"\n")
+            return _receive(sock, end)
+        except TimeoutError:
+            raise ControlError(f"ask {path}: no answer within {timeout:g} s; the daemon is busy or stopped") from None
+        except PermissionError:
+            raise NotAllowed(f"ask {path}: it belongs to another user; try as root or as that user") from None
+        except (OSError, ValueError) as error:
+            if isinstance(error, ControlError):
+                raise
+            raise ControlError(f"ask {path}: {error}") from None
+
+
+def _receive(sock: socket.socket, end: float) -> Message:
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        sock.settimeout(max(end - time.monotonic(), 0.001))
+        chunk = sock.recv(_CHUNK)
+        if not chunk:
+            raise ControlError("the daemon closed the connection without an answer")
+        data += chunk
+    answer = json.loads(data)
+    if not isinstance(answer, dict):
+        raise ControlError("the daemon's answer is no object")
+    return answer
+
+
+def _peer(sock: socket.socket) -> tuple[int, int]:
+    pid, uid, _ = _CRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CRED.size))
+    return pid, uid
+
+
+@contextlib.contextmanager
+def _short(path: str) -> Iterator[str]:
+    """A name for ``path`` that fits into sun_path's 108 bytes (unix(7)), however deep the run directory lies."""
+    directory, name = os.path.split(path)
+    fd = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{name}"
+    finally:
+        os.close(fd)

@@ -1,0 +1,234 @@
+"""One heap, one SIGALRM, any number of jobs.
+
+The alarm (setitimer(2), ITIMER_REAL) is set for the earliest due job and set again after each batch.  It only
+wakes: what is due is read off the monotonic clock, because pending SIGALRMs merge into one.  Due times lie on
+each job's own grid, so lateness never adds up.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import random
+import signal
+import time
+from collections.abc import Callable, Iterable
+
+from daemonkit.core import timerfd
+from daemonkit.core.board import Board
+from daemonkit.core.job import Job, Policy
+from daemonkit.core.schedule import After, Cron, jittered
+from daemonkit.core.signals import Signals, StopNow
+
+log = logging.getLogger("daemonkit.timer")
+
+BATCH = 64  # jobs run before signals, sockets and children have their turn
+_STEP = 500_000_000  # nanoseconds: less is the slewing of NTP
+_FOREIGN = 0.02  # seconds by which our own alarm may look different when read back
+
+
+class Timer:
+    """Runs jobs when they are due, one after the other, in the thread of the loop."""
+
+    def __init__(self, signals: Signals, board: Board) -> None:
+        """Nothing is armed before the first ``run_due``."""
+        self._signals = signals
+        self._board = board
+        self._heap: list[tuple[int, int, Job]] = []
+        self._tickets = itertools.count(1)
+        self._armed = 0
+        self._offset = time.time_ns() - time.monotonic_ns()
+        self.fd: int | None = None  # a timerfd, once somebody else has taken the alarm
+        self.on_fallback: Callable[[int], None] | None = None
+
+    def begin(self, jobs: Iterable[Job]) -> None:
+        """Put ``jobs`` on their grids, from now on."""
+        now, wall = time.monotonic_ns(), time.time_ns()
+        self._offset = wall - now
+        for job in jobs:
+            if job.planned is None:
+                job.planned = job.schedule.first(now, wall)
+            if not job.paused:
+                self._heap.append(self._entry(job, job.planned))
+        heapq.heapify(self._heap)
+
+    def once(self, name: str, delay: float, func: Callable[[], object]) -> Job:
+        """Call ``func`` in ``delay`` seconds; ``pause`` the returned job to call it off."""
+        job = Job(name, func, After(round(delay * 1e9)), Policy())
+        job.planned = time.monotonic_ns() + round(delay * 1e9)
+        heapq.heappush(self._heap, self._entry(job, job.planned))
+        return job
+
+    def pause(self, job: Job) -> None:
+        """Let ``job`` rest: no run, no wake-up."""
+        job.paused, job.ticket = True, 0
+
+    def resume(self, job: Job) -> None:
+        """Put ``job`` back on its grid; what it missed while paused is not made up."""
+        if job.paused and job.planned is not None:
+            now, wall = time.monotonic_ns(), time.time_ns()
+            if job.planned <= now:
+                job.planned, _ = job.schedule.following(job.planned, now, wall)
+            if job.planned is not None:
+                heapq.heappush(self._heap, self._entry(job, job.planned))
+        job.paused = False
+
+    def run_due(self) -> bool:
+        """Run what is due; stop early for signals and after a batch.  Tells whether more is due already."""
+        heap, pending = self._heap, self._signals.pending
+        for _ in range(BATCH):
+            if not heap:
+                self._arm(0)
+                return False
+            due, ticket, job = heap[0]
+            now = time.monotonic_ns()
+            if due > now:
+                self._arm(due)
+                return False
+            if ticket != job.ticket:
+                heapq.heappop(heap)
+                continue
+            self._fire(job, due, now)
+            pending = self._signals.pending
+            if pending and (len(pending) > 1 or signal.SIGALRM not in pending):
+                return True
+        return True
+
+    def run(self, job: Job, now: int) -> bool:
+        """Call ``job``'s function and keep its record; tell whether it went well."""
+        record = job.record
+        record.runs += 1
+        record.last_started = now + self._offset
+        self._board.enter(job.name, now)
+        try:
+            with self._signals.interruptible():
+                job.func()
+        except StopNow:
+            log.error("job %s: interrupted, the time to finish was up", job.name)
+            return self._failed(job, "interrupted by a stop")
+        except SystemExit as error:
+            log.error("job %s: called sys.exit(%s); the daemon goes on", job.name, error.code)
+            return self._failed(job, f"SystemExit: {error.code}")
+        except BaseException as error:  # whatever a job raises is its own failure, never the daemon's
+            log.exception("job %s failed", job.name)
+            return self._failed(job, f"{type(error).__name__}: {error}")
+        else:
+            return True
+        finally:
+            record.last_duration = time.monotonic_ns() - now
+            self._board.leave()
+
+    def check_clock(self) -> None:
+        """Notice a step of the wall clock by looking, where nobody waits for the kernel's word."""
+        if abs(time.time_ns() - time.monotonic_ns() - self._offset) > _STEP:
+            self.clock_stepped()
+
+    def clock_stepped(self) -> None:
+        """The wall clock was set: move the cron jobs, as cron(8) documents; the others do not know it."""
+        now, wall = time.monotonic_ns(), time.time_ns()
+        expected, self._offset = now + self._offset, wall - now
+        for _, ticket, job in list(self._heap):
+            if isinstance(job.schedule, Cron) and ticket == job.ticket:
+                step = job.schedule.stepped(job.planned, now, expected, wall)
+                job.planned, job.ticket = step.due, 0
+                if job.planned is not None:
+                    heapq.heappush(self._heap, self._entry(job, job.planned))
+        log.warning("the wall clock was set by %+.3f s; cron jobs moved", (wall - expected) / 1e9)
+
+    def wake_at(self, due: int) -> None:
+        """Let the alarm ring at ``due`` (monotonic nanoseconds), whatever is due before."""
+        self._arm(due)
+
+    def disarm(self) -> None:
+        """Cancel the alarm; a pending one would kill the next program that this process executes."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._armed = 0
+
+    def _fire(self, job: Job, due: int, now: int) -> None:
+        """Run ``job`` for its tick ``due``, after its next tick is on the heap."""
+        record, policy, schedule = job.record, job.policy, job.schedule
+        planned = job.planned if job.planned is not None else due
+        wall = now + self._offset
+        if policy.coalesce:
+            job.planned, missed = schedule.following(planned, now, wall)
+            record.missed += missed
+        else:
+            job.planned = schedule.successor(planned, now, wall)
+        self._replace_first(job)
+        lateness = now - due
+        if policy.misfire_grace_time is not None and lateness > policy.misfire_grace_time:
+            record.missed += 1
+            return
+        record.lateness = lateness
+        if lateness > record.max_lateness:
+            record.max_lateness = lateness
+        self.run(job, now)
+        if job.planned is not None and job.planned <= now + record.last_duration:
+            self._overran(job)
+        if taken := self._signals.taken_over():
+            self._put_back(taken, job)
+
+    def _overran(self, job: Job) -> None:
+        """The job was still running at its own next tick: with overlap="skip" that tick is not made up."""
+        now = time.monotonic_ns()
+        if job.policy.overlap == "skip" and job.policy.coalesce and job.planned is not None and not job.paused:
+            job.planned, missed = job.schedule.following(job.planned, now, now + self._offset)
+            job.record.missed += 1 + missed
+            job.ticket = 0
+            if job.planned is not None:
+                heapq.heappush(self._heap, self._entry(job, job.planned))
+
+    def _replace_first(self, job: Job) -> None:
+        if job.planned is None:
+            heapq.heappop(self._heap)
+        else:
+            heapq.heapreplace(self._heap, self._entry(job, job.planned))
+
+    def _entry(self, job: Job, due: int) -> tuple[int, int, Job]:
+        job.ticket = ticket = next(self._tickets)
+        if job.policy.jitter:
+            due = jittered(due, job.policy.jitter, random.random)
+        return due, ticket, job
+
+    def _failed(self, job: Job, error: str) -> bool:
+        job.record.failures += 1
+        job.record.last_error = error
+        return False
+
+    def _arm(self, due: int) -> None:
+        """Let the alarm ring at ``due``; 0 means never.  While a stop is under way the alarm is the deadline's."""
+        if due == self._armed or self._signals.deadline is not None:
+            return
+        if self.fd is not None:
+            timerfd.arm(self.fd, due)
+            self._armed = due
+            return
+        now = time.monotonic_ns()
+        left, interval = signal.setitimer(signal.ITIMER_REAL, max(due - now, 1000) / 1e9 if due else 0)
+        ours = max(self._armed - now, 0) / 1e9
+        self._armed = due
+        if interval or (left and abs(left - ours) > _FOREIGN):
+            signal.setitimer(signal.ITIMER_REAL, left, interval)
+            self._fall_back("something in this process has set the alarm (ITIMER_REAL) for itself")
+
+    def _fall_back(self, why: str) -> None:
+        if self.fd is not None:
+            return
+        log.warning("%s; the timer goes on with a timerfd", why)
+        self.fd = timerfd.monotonic()
+        timerfd.arm(self.fd, self._armed)
+        if self.on_fallback:
+            self.on_fallback(self.fd)
+
+    def _put_back(self, taken: list[tuple[int, object]], job: Job) -> None:
+        """A job has installed signal handlers of its own: name it, keep ours; only the alarm can be shared."""
+        for number, handler in taken:
+            name = signal.Signals(number).name
+            what = f"{getattr(handler, '__module__', '')}.{getattr(handler, '__qualname__', handler)}"
+            if number == signal.SIGALRM:
+                if self.fd is None:
+                    self._fall_back(f"job {job.name} has set {what} as handler of SIGALRM")
+            else:
+                self._signals.restore(number)
+                log.warning("job %s has set %s as handler of %s; ours is back: use @on(%r)", job.name, what, name, name)

@@ -1,0 +1,42 @@
+"""A process and all that descend from it, for when they must all end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below ``pid``, parents first (proc(5), /proc/PID/task/TID/children)."""
+    found, todo = [], [pid]
+    while todo:
+        parent = todo.pop()
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{task}/children") as file:
+                    children = [int(word) for word in file.read().split()]
+                found += children
+                todo += children
+    return found
+
+
+def kill(pid: int, pidfd_send: int) -> None:
+    """SIGKILL ``pid`` and its descendants.
+
+    The root is stopped first, so that it starts no more; then the tree is killed until no new member is seen.
+    ``pidfd_send`` is a pidfd of the root, so that a number that was reused meanwhile is not hit.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd_send, signal.SIGSTOP)
+    seen: set[int] = set()
+    while fresh := [child for child in descendants(pid) if child not in seen]:
+        seen.update(fresh)
+        for child in fresh:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(child, signal.SIGSTOP)
+    for child in seen:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(child, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd_send, signal.SIGKILL)

@@ -1,0 +1,80 @@
+"""End a daemon from outside, and see that nothing of it is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import Final
+
+from daemonkit.core.holder import Holder, find, settled
+from daemonkit.core.pidfile import PidFile
+from daemonkit.errors import DaemonkitError, NotAllowed, StopTimeout, UsageError
+
+Schedule = tuple[tuple[int, float], ...]
+SCHEDULE: Final[Schedule] = ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0))
+
+
+def schedule(timeout: float) -> Schedule:
+    """TERM, then KILL after ``timeout`` seconds.
+
+    Raises:
+        UsageError: ``timeout`` is not a time.
+    """
+    if not 0 <= timeout < 1e9:
+        raise UsageError(f"--timeout {timeout:g}: a number of seconds, 0 or more, is wanted")
+    return ((signal.SIGTERM, timeout), (signal.SIGKILL, SCHEDULE[-1][1]))
+
+
+def end(pid_path: str, socket_path: str, stop_schedule: Schedule) -> str:
+    """End the holder of ``pid_path``; return how, in words that follow its name.
+
+    Raises:
+        NotAllowed: it belongs to another user.
+        StopTimeout: not even KILL ended it in time.
+    """
+    with contextlib.ExitStack() as stack:
+        holder = find(pid_path)
+        if holder is None:
+            state = settled(pid_path)
+            if state.locked:
+                raise NotAllowed(
+                    f"{pid_path} is locked, but not by the process whose number stands in it ({state.pid}); "
+                    "nobody was signalled: find the holder with lslocks(8)"
+                )
+            swept = state.exists and sweep(pid_path, socket_path)
+            return "is not running; what it had left was removed" if swept else "is not running"
+        stack.enter_context(holder)
+        how = _escalate(holder, stop_schedule)
+    sweep(pid_path, socket_path)
+    return how
+
+
+def sweep(pid_path: str, socket_path: str) -> bool:
+    """Remove the files of a daemon that is gone, unless the next one is there already; tell whether they are gone."""
+    try:
+        if not os.path.lexists(pid_path) and not os.path.lexists(socket_path):
+            return True
+        pidfile = PidFile(pid_path)
+        pidfile.acquire(0)
+    except DaemonkitError:
+        return False  # another daemon runs by now, or the files are not ours to remove
+    with contextlib.suppress(OSError):
+        os.unlink(socket_path)
+    pidfile.release()
+    return True
+
+
+def _escalate(holder: Holder, stop_schedule: Schedule) -> str:
+    waited = 0.0
+    for number, patience in stop_schedule:
+        if number == signal.SIGKILL:
+            holder.kill_tree()
+        else:
+            holder.signal(number)
+        if holder.wait(patience):
+            if number == signal.SIGKILL:
+                return f"was killed, pid {holder.pid}: it had not ended within {waited:g} s"
+            return f"was stopped, pid {holder.pid}"
+        waited += patience
+    raise StopTimeout(f"pid {holder.pid} is still there after {waited:g} s and KILL; it is stuck in the kernel")

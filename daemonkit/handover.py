@@ -1,0 +1,98 @@
+"""What one image of the daemon's process hands to the next: from launcher to daemon, from old code to new.
+
+It travels as JSON in a memfd (memfd_create(2)) whose number is the image's argument; descriptors travel by
+being inheritable.  No file is written, nothing is seen in ps, and its size has no limit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any, NamedTuple, NoReturn
+
+_BOOT = "import sys; sys.path.append(sys.argv[1]); from daemonkit.image import main; main(int(sys.argv[2]))"
+
+
+class Handover(NamedTuple):
+    """All that an image needs to know; paths are absolute."""
+
+    name: str
+    target: str  # the script's path, or the module's name
+    is_module: bool
+    args: list[str]
+    cwd: str  # where the launcher stood: the working directory for reading the configuration again
+    command_line: dict[str, Any]  # options given on the command line
+    environ: dict[str, str]  # DAEMONKIT_* variables of the launcher
+    config_path: str | None
+    run_dir: str
+    detached: bool  # a classic daemon; False: in front of a terminal or supervisor
+    why_in_front: str | None = None
+    check_only: bool = False
+    lock_fd: int = -1
+    status_fd: int = -1  # the launcher listens at its other end until "ready" or "failed"
+    listen_fds: list[int] = []  # noqa: RUF012 - never changed; a tuple would come back from JSON as a list
+    generation: dict[str, Any] | None = None  # what the old image of a re-exec leaves to the new one
+
+    @property
+    def pid_path(self) -> str:
+        """The PID file."""
+        return os.path.join(self.run_dir, f"{self.name}.pid")
+
+    @property
+    def socket_path(self) -> str:
+        """The control socket."""
+        return os.path.join(self.run_dir, f"{self.name}.sock")
+
+    def descriptors(self) -> list[int]:
+        """The descriptors that go with it."""
+        generation = self.generation or {}
+        listed = [self.lock_fd, self.status_fd, *self.listen_fds, generation.get("control_fd", -1)]
+        return [fd for fd in [*listed, *generation.get("waiting_fds", ())] if fd >= 0]
+
+    def store(self) -> int:
+        """Write it into a new memfd and return that."""
+        fd = os.memfd_create("daemonkit-handover", os.MFD_CLOEXEC)
+        with open(fd, "w", closefd=False) as file:
+            json.dump(self._asdict(), file)
+        return fd
+
+    @classmethod
+    def load(cls, fd: int) -> Handover:
+        """Read it back and close ``fd``."""
+        with open(fd) as file:
+            file.seek(0)
+            return cls(**json.load(file))
+
+    def command(self, fd: int) -> list[str]:
+        """The command line of an image that reads its handover from ``fd``.
+
+        The interpreter's own options go along; -P keeps the working directory off the module search path.
+        """
+        here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        return [sys.executable, *_interpreter_options(), "-P", "-c", _BOOT, here, str(fd)]
+
+    def execute(self, environ: dict[str, str], keep: int | None = None) -> NoReturn:
+        """Replace this program by the daemon's image; every other descriptor above 2 is closed on the way.
+
+        Args:
+            environ: the image's environment.
+            keep: a memfd from ``store``, made beforehand.
+
+        Raises:
+            OSError: the interpreter cannot be executed any more.
+        """
+        fd = self.store() if keep is None else keep
+        for number in [fd, *self.descriptors()]:
+            os.set_inheritable(number, True)
+        os.execve(sys.executable, self.command(fd), environ)
+
+
+def _interpreter_options() -> list[str]:
+    options = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
+    for flag, letter in (("isolated", "-I"), ("no_site", "-S"), ("dont_write_bytecode", "-B")):
+        if getattr(sys.flags, flag):
+            options.append(letter)
+    options += [f"-W{option}" for option in sys.warnoptions]
+    options += [f"-X{key}" if value is True else f"-X{key}={value}" for key, value in sys._xoptions.items()]
+    return options

@@ -1,0 +1,241 @@
+"""The daemon's program: from the handover to ready, and from stopped to gone.
+
+It is always entered by exec, from the launcher or from its own earlier self, so nothing of theirs is left in it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+
+from setproctitle import setproctitle
+
+from daemonkit import config, control, requests
+from daemonkit.api import default
+from daemonkit.core import privileges
+from daemonkit.core.board import Board
+from daemonkit.core.logs import Handler, Sink, Stream, is_journal
+from daemonkit.core.loop import Loop
+from daemonkit.core.pidfile import PidFile
+from daemonkit.core.signals import Signals, StopNow
+from daemonkit.core.timer import Timer
+from daemonkit.errors import DaemonkitError, StartError
+from daemonkit.handover import Handover
+from daemonkit.loader import Loader
+from daemonkit.master import DEFAULT_SIGNALS, Master
+from daemonkit.parts import Parts
+from daemonkit.script import Script
+from daemonkit.service.notify import Notifier, listen_fds
+
+log = logging.getLogger("daemonkit")
+
+
+def main(fd: int) -> None:
+    """Be the daemon described by the handover in ``fd``; never returns."""
+    handover = Handover.load(fd)
+    if handover.check_only:
+        sys.exit(_check(handover))
+    leave(_Image(handover).run())
+
+
+def leave(code: int) -> None:
+    """End the process now: exit functions are run, threads that the script left behind are not waited for."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    atexit._run_exitfuncs()
+    os._exit(code)
+
+
+class _Image:
+    """One life of the program."""
+
+    def __init__(self, handover: Handover) -> None:
+        setproctitle(f"{handover.name}: master")
+        self._handover = handover
+        self._pidfile = PidFile.adopt(handover.pid_path, handover.lock_fd)
+        self._status_fd = handover.status_fd
+        if self._status_fd >= 0:
+            os.set_inheritable(self._status_fd, False)
+        self._server: control.Server | None = None
+        self._sink: Sink | None = None
+
+    def run(self) -> int:
+        """Start, serve, clean up; return the exit code."""
+        try:
+            signals = Signals(graceful_timeout=20.0, last_resort=self._last_resort)
+            loop = Loop(signals.install(DEFAULT_SIGNALS))
+            with contextlib.suppress(OSError):
+                self._pidfile.write_pid()
+            master = self._start(signals, loop)
+            return master.serve()
+        except StopNow:
+            self._fail("stopped by a signal before it was ready")
+        except (DaemonkitError, OSError) as error:
+            self._fail(str(error))
+        except BaseException as error:  # a mistake of ours: told with all there is to tell
+            log.exception("daemonkit itself failed")
+            self._fail(f"daemonkit itself failed, {type(error).__name__}: {error}")
+        finally:
+            self._clean_up()
+        return 1
+
+    def _start(self, signals: Signals, loop: Loop) -> Master:
+        """Make the parts, load the script, run its `start` hooks, say that we are ready."""
+        handover, notifier = self._handover, Notifier.from_environment(os.environ)
+        default.listen_fds = handover.listen_fds or list(listen_fds(os.environ))
+        self._handover = handover = handover._replace(listen_fds=default.listen_fds)
+        configuration = _configuration(handover, {})
+        sink = self._open_log(configuration)
+        sock = self._listen()
+        owner = privileges.resolve(configuration.options.user, configuration.options.group)
+        if owner is not None:
+            if os.geteuid() == 0:
+                sink.chown(owner.uid, owner.gid)
+                os.chown(handover.socket_path, owner.uid, owner.gid)
+            privileges.drop(owner)
+        notifier.extend_timeout(configuration.options.ready_timeout)
+        board = Board()
+        timer = Timer(signals, board)
+        script = _load(handover, signals, board)
+        configuration = _configuration(handover, script.options)
+        parts = Parts(
+            handover, configuration, self._pidfile, sink, signals, loop, board, timer, notifier
+        )
+        master = Master(parts, script, default)
+        self._server = control.Server(sock, loop, lambda message, client: requests.serve(master, message, client))
+        master.upgrade.server = self._server
+        if error := master.start():
+            master.run_stop_hooks()
+            raise StartError(error)
+        self._ready(master)
+        return master
+
+    def _open_log(self, configuration: config.Configuration) -> Sink:
+        """Open the log and put it under logging, stdout and stderr."""
+        handover, journal = self._handover, not self._handover.detached and is_journal(2)
+        explicit = configuration.sources.get("log", "default") != "default"
+        path = configuration.options.log if handover.detached or explicit else None
+        if path:
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        self._sink = sink = Sink(handover.name, path, journal)
+        sink.echo = handover.detached and handover.generation is None
+        logging.basicConfig(level=configuration.options.log_level, handlers=[Handler(sink)])
+        logging.captureWarnings(True)
+        sys.stdout, sys.stderr = Stream(sink, logging.INFO, 1), Stream(sink, logging.WARNING, 2)
+        if handover.why_in_front:
+            log.info("staying in front: %s", handover.why_in_front)
+        return sink
+
+    def _listen(self) -> socket.socket:
+        generation = self._handover.generation
+        if generation and generation["control_fd"] >= 0:
+            os.set_inheritable(generation["control_fd"], False)
+            return socket.socket(fileno=generation["control_fd"])
+        return control.listen(self._handover.socket_path)
+
+    def _ready(self, master: Master) -> None:
+        """Tell whoever waits; from here on the log is all there is."""
+        parts, handover = master.parts, self._handover
+        if handover.generation:
+            _take_over(master, handover.generation)
+            for fd in handover.generation["waiting_fds"]:
+                if self._server:
+                    self._server.adopt(fd).answer({"ok": True})
+        log.info("ready, pid %d%s", os.getpid(), ", new code" if handover.generation else "")
+        if handover.detached:
+            parts.sink.take_over_streams()
+        parts.notifier.ready(main_pid=os.getpid())
+        self._tell({"ready": True})
+
+    def _fail(self, why: str) -> None:
+        """Tell whoever waits why there will be no daemon."""
+        if self._sink is not None:
+            self._sink.echo = False
+            self._sink.write(logging.ERROR, f"not started: {why}")
+        if self._status_fd < 0 and (self._sink is None or self._sink.path):
+            with contextlib.suppress(OSError):
+                os.write(2, f"{why}\n".encode(errors="backslashreplace"))
+        for fd in (self._handover.generation or {}).get("waiting_fds", ()):
+            with contextlib.suppress(OSError):
+                os.write(fd, json.dumps({"ok": False, "error": why}).encode() + b"\n")
+        self._tell({"failed": why})
+
+    def _tell(self, message: dict[str, object]) -> None:
+        fd, self._status_fd = self._status_fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):  # the launcher may be gone
+                os.write(fd, json.dumps(message).encode() + b"\n")
+            os.close(fd)
+
+    def _clean_up(self) -> None:
+        """Leave nothing in the run directory."""
+        if self._server is not None:
+            self._server.close()
+        if self._pidfile.i_am_locking():
+            with contextlib.suppress(OSError):
+                os.unlink(self._handover.socket_path)
+            self._pidfile.release()
+
+    def _last_resort(self) -> None:
+        log.error("the code in hand does not let itself be interrupted; ending the process")
+        self._clean_up()
+        os._exit(1)
+
+
+def _load(handover: Handover, signals: Signals, board: Board) -> Script:
+    """Import the script; a TERM meanwhile ends that at once, for nothing has been accepted yet."""
+    import time
+
+    board.enter(f"importing {handover.target}", time.monotonic_ns())
+    signals.urgent = True
+    default.loading = Loader(default)
+    try:
+        with signals.interruptible():
+            return default.loading.load(handover.target, handover.is_module, handover.args)
+    finally:
+        default.loading = None
+        signals.urgent = False
+        board.leave()
+
+
+def _configuration(handover: Handover, script: object) -> config.Configuration:
+    return config.load(
+        handover.name,
+        command_line=handover.command_line,
+        environ=handover.environ,
+        script=script,  # type: ignore[arg-type]
+        config_path=handover.config_path,
+        cwd=handover.cwd,
+    )
+
+
+def _take_over(master: Master, generation: dict[str, object]) -> None:
+    """Put the jobs that are still declared the same back on their grids, with their counts."""
+    master.ready_at = generation["ready_at"]  # type: ignore[assignment]
+    for name, old in generation["jobs"].items():  # type: ignore[attr-defined]
+        job = master.script.jobs.get(name)
+        if job is None:
+            continue
+        job.record.load(old["record"])
+        job.paused = old["paused"]
+        if job.when == old["when"] and (old["planned"] is not None or job.schedule.kind == "after"):
+            job.planned = old["planned"]
+            job.paused = job.paused or job.planned is None
+
+
+def _check(handover: Handover) -> int:
+    """Only load the script; say on stderr why not."""
+    default.loading = Loader(default)
+    try:
+        script = default.loading.load(handover.target, handover.is_module, handover.args)
+        _configuration(handover, script.options)
+    except DaemonkitError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0

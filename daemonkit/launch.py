@@ -1,0 +1,233 @@
+"""From the command to a ready daemon, or to the reason why there is none.
+
+The launcher takes the lock, forks, and waits at a status pipe until the daemon says "ready" or "failed".  It is a
+child subreaper (prctl(2)) meanwhile: the daemon's own death, with its signal, and whatever it leaves behind, come
+to the launcher and to nobody else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from daemonkit import control
+from daemonkit.core import privileges
+from daemonkit.core.holder import settled
+from daemonkit.core.pidfile import PidFile, inspect
+from daemonkit.ending import sweep
+from daemonkit.errors import AlreadyRunning, ControlError, StartError
+from daemonkit.handover import Handover
+
+if TYPE_CHECKING:
+    from daemonkit.config import Options
+
+_PR_SET_CHILD_SUBREAPER = 36
+_LAST_WORDS = 5.0  # seconds that a daemon which did not become ready has to clean up after TERM
+
+
+def start(handover: Handover, options: Options) -> int:
+    """Start the classic daemon; return its PID once it is ready.
+
+    Raises:
+        AlreadyRunning: with the PID of the one that runs.
+        StartError: it ended, or stayed silent for ``ready_timeout``; the message is its own reason or traceback.
+            Nothing is left of it.
+    """
+    privileges.resolve(options.user, options.group)  # a refusal now costs nothing
+    lock_fd = _lock(handover).detach()
+    _become_subreaper()
+    before = _children()
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    handover = handover._replace(lock_fd=lock_fd, status_fd=writer)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    child = os.fork()
+    if child == 0:
+        _become(handover, options)
+    os.close(writer)
+    os.close(lock_fd)
+    os.waitid(os.P_PID, child, os.WEXITED)
+    try:
+        _restore_signals(mask)
+        return _Wait(reader, handover, options.ready_timeout).until_ready()
+    except BaseException:
+        _end_all(_children() - before)
+        sweep(handover.pid_path, handover.socket_path)
+        raise
+
+
+def run_in_front(handover: Handover, options: Options) -> NoReturn:
+    """Become the daemon in this very process: for terminals, supervisors and containers.
+
+    Raises:
+        AlreadyRunning: with the PID of the one that runs.
+    """
+    privileges.resolve(options.user, options.group)
+    pidfile = _lock(handover)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    if os.getpid() == 1:
+        _serve_as_init(pidfile)
+    os.umask(options.umask)
+    if options.chdir:
+        os.chdir(options.chdir)
+    lock_fd = pidfile.detach()
+    from daemonkit.core.daemonize import open_standard_streams, reset_signals
+
+    open_standard_streams()
+    reset_signals()
+    environ = dict(os.environ)
+    handover._replace(lock_fd=lock_fd).execute(environ)
+
+
+def _lock(handover: Handover) -> PidFile:
+    """Take the PID file, empty; a daemon that lost its own to somebody's rm is found by its socket and asked first."""
+    if os.path.exists(handover.socket_path) and not inspect(handover.pid_path).locked:
+        with contextlib.suppress(ControlError):
+            control.ask(handover.socket_path, {"do": "status"}, timeout=1.0)
+    pidfile = PidFile(handover.pid_path)
+    try:
+        pidfile.acquire(0, write_pid=False)
+    except AlreadyRunning as error:
+        raise AlreadyRunning(error.path, settled(error.path).pid) from None
+    return pidfile
+
+
+def _serve_as_init(pidfile: PidFile) -> None:
+    """Return in a child; the parent, PID 1, adopts and reaps orphans until that child ends."""
+    lock_fd = pidfile.detach()
+    child = os.fork()
+    if child == 0:
+        pidfile._keep(lock_fd)
+        return
+    os.close(lock_fd)
+    from daemonkit.core.init import serve
+
+    os._exit(serve(child))
+
+
+def _become(handover: Handover, options: Options) -> NoReturn:
+    """In the first child: the steps of daemon(7), then the daemon's image."""
+    try:
+        from daemonkit.core.daemonize import Context, clean_environment
+
+        directory = options.chdir or "/"
+        memfd = handover.store()
+        Context(keep=[memfd, *handover.descriptors()], umask=options.umask, working_directory=directory).open()
+        text = b"%d\n" % os.getpid()
+        os.pwrite(handover.lock_fd, text, 0)
+        os.write(handover.status_fd, json.dumps({"pid": os.getpid()}).encode() + b"\n")
+        handover.execute(clean_environment(os.environ, directory), memfd)
+    except BaseException as error:  # there is nobody above us: the launcher is told, then this process is over
+        with contextlib.suppress(OSError):
+            os.write(handover.status_fd, json.dumps({"failed": f"become a daemon: {error}"}).encode() + b"\n")
+    finally:
+        os._exit(1)
+
+
+class _Wait:
+    """The launcher's end of the status pipe."""
+
+    def __init__(self, reader: int, handover: Handover, ready_timeout: float) -> None:
+        self._reader = reader
+        self._name = handover.name
+        self._timeout = ready_timeout
+        self._pid: int | None = None
+
+    def until_ready(self) -> int:
+        """Return the daemon's PID, or raise the reason why it is not ready."""
+        end = time.monotonic() + self._timeout
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        rest = b""
+        while True:
+            left = end - time.monotonic()
+            if left <= 0 or not poll.poll(max(1, int(left * 1000))):
+                doing = f", it is {busy.name}" if (busy := self._activity()) else ""
+                raise StartError(f"{self._name} was not ready within ready_timeout, {self._timeout:g} s{doing}; ended")
+            data = os.read(self._reader, 65536)
+            if not data:
+                raise StartError(f"{self._name} {self._death()} before it was ready")
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if self._hear(json.loads(line)) and self._pid:
+                    return self._pid
+
+    def _hear(self, message: dict[str, Any]) -> bool:
+        self._pid = message.get("pid", self._pid)
+        if "failed" in message:
+            raise StartError(message["failed"])
+        return "ready" in message
+
+    def _death(self) -> str:
+        if self._pid is None:
+            return "ended"
+        try:
+            end = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            return "ended"
+        if end is None or end.si_code == os.CLD_EXITED:
+            return f"exited with status {end.si_status if end else 0}"
+        return f"was killed by {signal.Signals(end.si_status).name}"
+
+    def _activity(self) -> Any:
+        from daemonkit.core import board
+
+        return board.read(self._pid) if self._pid else None
+
+
+def _restore_signals(mask: set[signal.Signals]) -> None:
+    """Let ^C and TERM end the launcher, and the daemon-to-be with it."""
+
+    def give_up(number: int, frame: object) -> None:
+        raise StartError(f"interrupted by {signal.Signals(number).name}; nothing was left running")
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, give_up)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask - {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+
+
+def _become_subreaper() -> None:
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _children() -> set[int]:
+    """Our children, adopted ones too (proc(5), /proc/PID/task/TID/children)."""
+    found: set[int] = set()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/children") as file:
+            found.update(map(int, file.read().split()))
+    return found
+
+
+def _end_all(pids: set[int]) -> None:
+    """End the daemon-to-be and whatever it started: TERM to clean up, then KILL; each dead hands us its orphans."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    known = _children() - pids
+    for pid in pids:
+        _end(pid)
+    while orphans := _children() - known:
+        for pid in orphans:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _end(pid: int) -> None:
+    """TERM our child, KILL it if it stays; reaping it is what makes the number ours until then."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        for number, patience in ((signal.SIGTERM, _LAST_WORDS), (signal.SIGKILL, None)):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
+            if select.select([pidfd], [], [], patience)[0]:
+                break
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,228 @@
+"""The daemon's one thread: what each signal, hook and due job leads to, from ready to gone."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from daemonkit import config, report
+from daemonkit.api import Daemon
+from daemonkit.core import timerfd
+from daemonkit.core.job import Job, Policy
+from daemonkit.core.schedule import Cron, Every
+from daemonkit.core.signals import StopNow
+from daemonkit.errors import DaemonkitError
+from daemonkit.parts import Parts
+from daemonkit.script import Script
+from daemonkit.upgrade import Upgrade
+
+log = logging.getLogger("daemonkit")
+
+HOOK_GRACE: Final = 5.0  # seconds that `stop` hooks have after the code in hand had to be interrupted
+DEFAULT_SIGNALS: Final = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGCHLD,
+)
+
+
+class Master:
+    """Runs one script's declarations."""
+
+    def __init__(self, parts: Parts, script: Script, default: Daemon) -> None:
+        """Put the parts together; nothing of the script is called yet."""
+        self.parts = parts
+        self.script = script
+        self.configuration = parts.configuration
+        self.upgrade = Upgrade(self)
+        self.ready_at: float | None = None  # seconds since the epoch; None: still starting
+        self.exit_code = 0
+        self._default = default
+        self._is_stopping = False
+
+    def start(self) -> str | None:
+        """Run the `start` hooks; the first error is returned, as text, and ends the start."""
+        for number in self.script.handlers:
+            if isinstance(number, int) and number not in DEFAULT_SIGNALS:
+                self.parts.signals.catch(number)
+        self._publish()
+        for hook in self.script.handlers.get("start", ()):
+            if error := self.call("start hook", hook):
+                return error
+        return "stopped before it was ready" if self.parts.signals.stop_signal else None
+
+    def serve(self) -> int:
+        """Be the daemon until it is stopped; return its exit code."""
+        parts = self.parts
+        self.ready_at = self.ready_at or time.time()
+        self._watch_clock()
+        self._watchdog()
+        parts.timer.on_fallback = lambda fd: parts.loop.watch(fd, lambda _: timerfd.acknowledge(fd))
+        parts.timer.begin(self.script.jobs.values())
+        if self.script.main_loop is None:
+            while not self._is_stopping:
+                more = parts.timer.run_due()
+                parts.loop.turn(wait=not more)
+                self.act_on_signals()
+        else:
+            from daemonkit.ownloop import OwnLoop
+
+            OwnLoop(self).run(self.script.main_loop)
+        return self._finish()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the daemon is on its way out."""
+        return self._is_stopping
+
+    def act_on_signals(self) -> None:
+        """Do what the signals that came since the last call are for."""
+        for number in self.parts.signals.take():
+            if number in (signal.SIGALRM, signal.SIGCHLD):
+                continue  # they only wake; what is due is read off the clock, who ended is told by pidfds
+            self.act_on(number)
+
+    def act_on(self, number: int) -> str | None:
+        """Do what signal ``number`` is for; return the first error, as text."""
+        if number in (signal.SIGHUP, signal.SIGUSR1):
+            self.reopen_log()
+        if hooks := self.script.handlers.get(number):
+            errors = [self.call(f"{signal.Signals(number).name} handler", hook) for hook in hooks]
+            return next(filter(None, errors), None)
+        default = self._defaults.get(number)
+        return default(self) if default else None
+
+    def stop(self) -> None:
+        """Leave the loop after the code in hand."""
+        self._is_stopping = True
+
+    def reload(self) -> str | None:
+        """Read the configuration again and run the `reload` hooks; return the error, the old one staying."""
+        parts, handover = self.parts, self.parts.handover
+        parts.notifier.reloading()
+        try:
+            fresh = config.load(
+                handover.name,
+                command_line=handover.command_line,
+                environ=handover.environ,
+                script=self.script.options,
+                config_path=handover.config_path,
+                cwd=handover.cwd,
+            )
+        except DaemonkitError as error:
+            log.error("reload: %s; the old configuration stays", error)
+            parts.notifier.ready()
+            return str(error)
+        old, self.configuration = self.configuration, fresh
+        self._publish()
+        error = next((e for hook in self.script.handlers.get("reload", ()) if (e := self.call("reload hook", hook))), None)
+        if error:
+            self.configuration = old
+            self._publish()
+        log.info("reload failed; the old configuration stays" if error else "reloaded")
+        parts.notifier.ready()
+        return error
+
+    def reopen_log(self) -> None:
+        """Open the log file anew, after a rotation."""
+        try:
+            self.parts.sink.reopen()
+        except OSError as error:
+            log.error("reopen the log: %s; the old one stays open", error)
+
+    def write_report(self) -> None:
+        """Write the status into the log."""
+        log.info("status\n%s", report.as_text(report.describe(self), self.configuration.options.name or ""))
+
+    def call(self, what: str, function: Callable[[], Any]) -> str | None:
+        """Call the script's ``function``; log what it raises, and return that as text."""
+        parts, name = self.parts, f"{what} {getattr(function, '__name__', function)}"
+        parts.board.enter(name, time.monotonic_ns())
+        try:
+            with parts.signals.interruptible():
+                function()
+        except StopNow:
+            log.error("%s: interrupted, the time to finish was up", name)
+            return f"{name}: interrupted by a stop"
+        except BaseException as error:  # the script's failure is told and counted, it does not end the daemon
+            log.exception("%s failed", name)
+            return f"{name}: {type(error).__name__}: {error}"
+        finally:
+            parts.board.leave()
+        return None
+
+    def run_stop_hooks(self) -> None:
+        """Run the `stop` hooks, each once, within what is left of the time to stop."""
+        for hook in self.script.handlers.pop("stop", ()):
+            if self.call("stop hook", hook):
+                self.exit_code = self.exit_code or 1
+
+    def _finish(self) -> int:
+        """Stop hooks, then nothing of the daemon is left but its PID file, which the image removes."""
+        parts = self.parts
+        parts.notifier.stopping()
+        parts.notifier.extend_timeout(self.configuration.options.graceful_timeout + HOOK_GRACE)
+        parts.timer.disarm()
+        self._is_stopping = True
+        log.info("stopping%s", f" on {signal.Signals(n).name}" if (n := parts.signals.stop_signal) else "")
+        if not parts.signals.at_once:
+            parts.signals.set_deadline(HOOK_GRACE if parts.signals.interrupted else None)
+            self.run_stop_hooks()
+        if parts.signals.interrupted:
+            self.exit_code = self.exit_code or 1
+        log.info("stopped")
+        return self.exit_code
+
+    def _publish(self) -> None:
+        """Let the rest of the process see the configuration in force."""
+        options = self.configuration.options
+        self.parts.signals.graceful_timeout = options.graceful_timeout
+        logging.getLogger().setLevel(options.log_level)
+        self._default.settings = self.configuration.settings
+        if isinstance(self.script, Daemon):
+            self.script.settings = self.configuration.settings
+
+    def _watch_clock(self) -> None:
+        if any(isinstance(job.schedule, Cron) for job in self.script.jobs.values()):
+            fd = timerfd.on_clock_step()
+
+            def stepped(_: int) -> None:
+                timerfd.acknowledge(fd)
+                timerfd.watch_clock(fd)
+                self.parts.timer.clock_stepped()
+
+            self.parts.loop.watch(fd, stepped)
+
+    def _watchdog(self) -> None:
+        """The loop itself tells the service manager that it turns: a job that hangs is seen."""
+        notifier = self.parts.notifier
+        if notifier.watchdog_interval is None:
+            return
+        beat = Job("watchdog", notifier.watchdog, Every(int(notifier.watchdog_interval * 1e9), 0), Policy())
+        self.parts.timer.begin([beat])
+
+    def _on_upgrade(self) -> None:
+        self.upgrade.begin()
+
+    def _on_scale(self) -> None:
+        log.info("there are no workers to add or remove")
+
+    _defaults: Final[dict[int, Callable[[Master], str | None]]] = {
+        int(signal.SIGTERM): stop,
+        int(signal.SIGINT): stop,
+        int(signal.SIGQUIT): stop,
+        int(signal.SIGHUP): reload,
+        int(signal.SIGUSR1): write_report,
+        int(signal.SIGUSR2): _on_upgrade,
+        int(signal.SIGTTIN): _on_scale,
+        int(signal.SIGTTOU): _on_scale,
+    }

@@ -1,0 +1,80 @@
+"""A script's own main loop: the daemon's work is done inside the signal handlers, between two of its bytecodes."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from daemonkit.core.signals import StopNow
+
+if TYPE_CHECKING:
+    from daemonkit.master import Master
+
+log = logging.getLogger("daemonkit")
+
+BREATH: Final = 1_000_000  # nanoseconds that the main loop has to itself when jobs are always due
+
+
+class OwnLoop:
+    """Lets any signal (SIGALRM, SIGIO of the control socket, SIGTERM ...) interrupt ``main_loop``, never nested."""
+
+    def __init__(self, master: Master) -> None:
+        """Serve ``master`` while the script's loop runs."""
+        self._master = master
+        self._in_turn = False
+
+    def run(self, main_loop: Callable[[], Any]) -> None:
+        """Run ``main_loop`` to its end; the daemon stops with it, with exit code 1 if it raised."""
+        signals, loop = self._master.parts.signals, self._master.parts.loop
+        signals.after_note = self._interrupt
+        signals.catch(signal.SIGIO)
+        loop.on_watch = _signal_when_ready
+        for fd in loop.watched():
+            _signal_when_ready(fd)
+        try:
+            with signals.interruptible():
+                self._interrupt()
+                main_loop()
+        except StopNow:
+            log.info("the main loop was left")
+        except SystemExit as error:
+            self._master.exit_code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        except BaseException:  # whatever ends the main loop ends the daemon, in order and with a traceback
+            log.exception("the main loop failed")
+            self._master.exit_code = 1
+        finally:
+            signals.after_note = None
+
+    def _interrupt(self) -> None:
+        """Be the daemon for a moment; called from a handler, so anything may be half done around us."""
+        if self._in_turn:
+            return
+        self._in_turn = True
+        try:
+            more = self._turn()
+        finally:
+            self._in_turn = False
+        if self._master.is_stopping:
+            raise StopNow
+        if more:
+            self._master.parts.timer.wake_at(time.monotonic_ns() + BREATH)
+
+    def _turn(self) -> bool:
+        parts = self._master.parts
+        parts.timer.check_clock()
+        more = parts.timer.run_due()
+        parts.loop.turn(wait=False)
+        while set(parts.signals.pending) - {signal.SIGALRM}:
+            self._master.act_on_signals()
+        return more
+
+
+def _signal_when_ready(fd: int) -> None:
+    """Let the kernel send SIGIO when ``fd`` becomes ready (fcntl(2), F_SETOWN and O_ASYNC)."""
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)

@@ -1,0 +1,106 @@
+"""What the control socket may be asked, one function a request."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from daemonkit import report
+from daemonkit.control import Client, Message
+from daemonkit.core.job import Job
+
+if TYPE_CHECKING:
+    from daemonkit.master import Master
+
+Answer = dict[str, Any] | None
+
+
+def serve(master: Master, message: Message, client: Client) -> None:
+    """Answer ``message``; a request that takes time answers later itself."""
+    handler = _REQUESTS.get(message["do"])
+    if handler is None:
+        answer: Answer = {"ok": False, "error": f"no such request: {message['do']!r}"}
+    else:
+        answer = handler(master, message, client)
+    if answer is not None:
+        client.answer(answer)
+
+
+def _status(master: Master, message: Message, client: Client) -> Answer:
+    intact = master.parts.pidfile.is_intact() or master.parts.pidfile.restore()
+    note = None if intact else "its PID file was replaced by another that somebody else holds"
+    return {"ok": True, **report.describe(master), "note": note}
+
+
+def _jobs(master: Master, message: Message, client: Client) -> Answer:
+    return {"ok": True, "jobs": report.describe_jobs(master.script.jobs.values())}
+
+
+def _trigger(master: Master, message: Message, client: Client) -> Answer:
+    job = _job(master, message)
+    if isinstance(job, dict):
+        return job
+    went_well = master.parts.timer.run(job, time.monotonic_ns())
+    return {"ok": True} if went_well else {"ok": False, "error": f"job {job.name}: {job.record.last_error}"}
+
+
+def _pause(master: Master, message: Message, client: Client) -> Answer:
+    return _each(master, message, master.parts.timer.pause)
+
+
+def _resume(master: Master, message: Message, client: Client) -> Answer:
+    return _each(master, message, master.parts.timer.resume)
+
+
+def _reload(master: Master, message: Message, client: Client) -> Answer:
+    error = master.act_on(signal.SIGHUP)
+    return {"ok": False, "error": error} if error else {"ok": True}
+
+
+def _reexec(master: Master, message: Message, client: Client) -> Answer:
+    master.upgrade.begin(client)
+    return None
+
+
+def _launch(master: Master, message: Message, client: Client) -> Answer:
+    """How it was started, for `restart`."""
+    handover = master.parts.handover
+    keys = ("target", "is_module", "args", "cwd", "command_line", "environ", "config_path")
+    return {"ok": True, **{key: getattr(handover, key) for key in keys}}
+
+
+def _each(master: Master, message: Message, act: Callable[[Job], None]) -> Answer:
+    if message.get("job") is None:
+        for job in master.script.jobs.values():
+            act(job)
+        return {"ok": True}
+    found = _job(master, message)
+    if isinstance(found, dict):
+        return found
+    act(found)
+    return {"ok": True}
+
+
+def _job(master: Master, message: Message) -> Job | dict[str, Any]:
+    name, jobs = message.get("job"), master.script.jobs
+    if isinstance(name, str) and name in jobs:
+        return jobs[name]
+    from difflib import get_close_matches
+
+    near = get_close_matches(str(name), jobs, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(list(jobs)[:20]) or 'none'}"
+    return {"ok": False, "error": f"no job named {name!r}; {hint}"}
+
+
+_REQUESTS: dict[str, Callable[[Any, Message, Client], Answer]] = {
+    "status": _status,
+    "jobs": _jobs,
+    "trigger": _trigger,
+    "pause": _pause,
+    "resume": _resume,
+    "reload": _reload,
+    "reexec": _reexec,
+    "launch": _launch,
+}

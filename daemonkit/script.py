@@ -1,0 +1,227 @@
+"""What a script declares: timer jobs, signal handlers, life-cycle hooks, perhaps a main loop of its own."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from daemonkit.core.duration import describe, seconds
+from daemonkit.core.job import Job, Policy
+from daemonkit.core.schedule import After, Cron, Every, Schedule
+from daemonkit.core.signals import RESERVED
+from daemonkit.errors import UsageError
+
+EVENTS: Final = ("start", "stop", "reload", "fork")
+OVERLAPS: Final = ("skip", "queue", "kill")
+SHORTEST: Final = 0.001  # seconds: below it a grid is all interrupts and no work
+SECOND: Final = 1_000_000_000
+_COROUTINE: Final = 0x80 | 0x200  # inspect.CO_COROUTINE, CO_ASYNC_GENERATOR
+_FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Script:
+    """The declarations of one daemon, in the order in which they were made."""
+
+    def __init__(self, name: str | None = None, **options: Any) -> None:
+        """Begin an empty list of declarations.
+
+        Args:
+            name: the daemon's name; default: the stem of the script's file.
+            options: defaults for the configuration's keys, weaker than file, environment and command line.
+        """
+        self.name = name
+        self.options: Mapping[str, Any] = options
+        self.jobs: dict[str, Job] = {}
+        self.handlers: dict[str | int, list[Callable[[], Any]]] = {}
+        self.main_loop: Callable[[], Any] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been declared."""
+        return not (self.jobs or self.handlers or self.main_loop)
+
+    def every(
+        self,
+        interval: float | str,
+        *,
+        name: str | None = None,
+        first: float | str | None = None,
+        jitter: float | str = 0,
+        coalesce: bool = True,
+        misfire_grace_time: float | str | None = None,
+        fork: bool = False,
+        timeout: float | str | None = None,
+        overlap: str = "skip",
+        max_instances: int = 1,
+        leader: bool = False,
+    ) -> Callable[[Function], Function]:
+        """Run the function every ``interval``, on a fixed grid of the monotonic clock.
+
+        Args:
+            interval: seconds, or text such as "90s", "5m", "1h30m".
+            name: the job's name; default: the function's.
+            first: delay of the first run; default one interval, 0 is at once.
+            jitter: each run is delayed by a random time up to this; the grid stays.
+            coalesce: merge ticks that were missed into one run; False makes up for each.
+            misfire_grace_time: a run later than this is not done but counted as missed.
+            overlap: ticks that fall into the job's own run are skipped ("skip") or merged into one more
+                run right after it ("queue").
+            fork, timeout, max_instances, leader: not in this version; refused with a sentence.
+
+        Raises:
+            UsageError: a value that cannot be meant, or a name that is taken.
+        """
+        what = f"@every({interval!r})"
+        _refuse_children(what, fork, timeout, overlap, max_instances, leader)
+        length = _duration(interval, what)
+        if length < SHORTEST:
+            raise UsageError(f"{what}: the interval must be {SHORTEST} s or more")
+        start = None if first is None else _nanoseconds(first, f"{what}, first")
+        policy = _policy(what, jitter, coalesce, misfire_grace_time, overlap)
+        return self._timer(what, name, Every(round(length * SECOND), start), policy, f"every {describe(length)}")
+
+    def after(self, delay: float | str, *, name: str | None = None) -> Callable[[Function], Function]:
+        """Run the function once, ``delay`` after the daemon is ready (seconds, or text such as "5m").
+
+        Raises:
+            UsageError: a value that cannot be meant, or a name that is taken.
+        """
+        what = f"@after({delay!r})"
+        length = _duration(delay, what)
+        return self._timer(what, name, After(round(length * SECOND)), Policy(), f"once after {describe(length)}")
+
+    def cron(
+        self,
+        expression: str,
+        tz: str | None = None,
+        *,
+        name: str | None = None,
+        jitter: float | str = 0,
+        coalesce: bool = True,
+        misfire_grace_time: float | str | None = None,
+        fork: bool = False,
+        timeout: float | str | None = None,
+        overlap: str = "skip",
+        max_instances: int = 1,
+        leader: bool = False,
+    ) -> Callable[[Function], Function]:
+        """Run the function at the wall-clock times of crontab(5)'s five fields, in time zone ``tz``.
+
+        Daylight-saving nights and clock steps are met as cron(8) documents.  The options are those of ``every``.
+
+        Raises:
+            UsageError: a value that cannot be meant, or a name that is taken.
+        """
+        what = f"@cron({expression!r})"
+        _refuse_children(what, fork, timeout, overlap, max_instances, leader)
+        policy = _policy(what, jitter, coalesce, misfire_grace_time, overlap)
+        zone = f" {tz}" if tz else ""
+        return self._timer(what, name, Cron(expression, tz), policy, f"cron {expression}{zone}")
+
+    def on(self, event: str | int) -> Callable[[Function], Function]:
+        """Call the function on a signal ("SIGUSR1") or a life-cycle event ("start", "stop", "reload", "fork").
+
+        Several for one event run in the order of definition.  A handler for a signal takes the place of what
+        daemonkit does by default; the log is reopened on SIGHUP and SIGUSR1 all the same.
+
+        Raises:
+            UsageError: no such event or signal, or one that daemonkit lives on.
+        """
+        key = _event(event)
+
+        def declare(function: Function) -> Function:
+            _check_callable(f"@on({event!r})", function)
+            self.handlers.setdefault(key, []).append(function)
+            return function
+
+        return declare
+
+    def _timer(
+        self, what: str, name: str | None, schedule: Schedule, policy: Policy, when: str
+    ) -> Callable[[Function], Function]:
+        def declare(function: Function) -> Function:
+            _check_callable(what, function)
+            own = name or getattr(function, "__name__", type(function).__name__)
+            if own in self.jobs:
+                raise UsageError(f"{what}: there is a job named {own!r} already; give this one a name=")
+            self.jobs[own] = Job(own, function, schedule, policy, when)
+            return function
+
+        return declare
+
+
+def _event(event: str | int) -> str | int:
+    if isinstance(event, str) and event in EVENTS:
+        return event
+    try:
+        if isinstance(event, str):
+            text = event.upper()
+            number = signal.Signals[text if text.startswith("SIG") else f"SIG{text}"]
+        else:
+            number = signal.Signals(event)
+    except (KeyError, ValueError):
+        from difflib import get_close_matches
+
+        known = [*EVENTS, *(number.name for number in signal.Signals)]
+        near = get_close_matches(str(event), known, 1) or get_close_matches(f"SIG{event}".upper(), known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; events are {', '.join(EVENTS)} and the signals"
+        raise UsageError(f"@on({event!r}): no such signal or event{hint}") from None
+    if number in RESERVED or number in _FAULTS:
+        raise UsageError(f"@on({event!r}): {number.name} cannot be had: daemonkit or the kernel needs it")
+    return int(number)
+
+
+def _check_callable(what: str, function: Any) -> None:
+    name = getattr(function, "__name__", repr(function))
+    if not callable(function):
+        raise UsageError(f"{what}: put it above a function; {name} is none")
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return
+    if code.co_flags & _COROUTINE:
+        raise UsageError(f"{what}: {name} is async; daemonkit calls plain functions: use asyncio.run() inside one")
+    given = len(function.__defaults__ or ()) + (1 if hasattr(function, "__self__") else 0)
+    if code.co_argcount > given:
+        raise UsageError(f"{what}: {name} wants {code.co_argcount - given} argument(s); it is called with none")
+
+
+def _refuse_children(
+    what: str, fork: bool, timeout: object, overlap: str, max_instances: int, leader: bool
+) -> None:
+    if overlap not in OVERLAPS:
+        raise UsageError(f"{what}: overlap={overlap!r} is not one of {', '.join(OVERLAPS)}")
+    if type(max_instances) is not int or max_instances < 1:
+        raise UsageError(f"{what}: max_instances={max_instances!r} must be a whole number, 1 or more")
+    wanted = {"fork=True": fork, "timeout=": timeout is not None, 'overlap="kill"': overlap == "kill"}
+    wanted |= {"max_instances > 1": max_instances > 1, "leader=True": leader}
+    for option, is_set in wanted.items():
+        if is_set:
+            raise UsageError(f"{what}: {option} needs child processes, which this version does not have; leave it out")
+
+
+def _policy(
+    what: str, jitter: float | str, coalesce: bool, grace: float | str | None, overlap: str
+) -> Policy:
+    return Policy(
+        _nanoseconds(jitter, f"{what}, jitter"),
+        coalesce,
+        None if grace is None else _nanoseconds(grace, f"{what}, misfire_grace_time"),
+        overlap,
+    )
+
+
+def _duration(value: float | str, what: str) -> float:
+    """Numbers, the usual case, without the parser of texts: 100,000 jobs may be declared."""
+    if type(value) is int and value > 0:
+        return value
+    length = seconds(value, what=what)
+    if length <= 0:
+        raise UsageError(f"{what}: the time must be more than 0")
+    return length
+
+
+def _nanoseconds(value: float | str, what: str) -> int:
+    return 0 if value == 0 and type(value) is int else round(seconds(value, what=what) * SECOND)

@@ -1,0 +1,114 @@
+"""Execute the new code in place (SIGUSR2, ``daemonkit reexec``): same PID, lock never released, timer grid kept.
+
+The new code is tried first, in a child that only imports it.  If that fails, the old code goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from daemonkit.core.loop import READ
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from daemonkit.control import Client, Server
+    from daemonkit.master import Master
+
+log = logging.getLogger("daemonkit")
+
+
+class Upgrade:
+    """Tries the new code, and replaces the program by it."""
+
+    def __init__(self, master: Master) -> None:
+        """Upgrade ``master``, when asked."""
+        self._master = master
+        self._waiting: list[Client] = []
+        self._trial: subprocess.Popen[str] | None = None
+        self.server: Server | None = None
+
+    def begin(self, client: Client | None = None) -> None:
+        """Try the new code in a child; ``client`` is told the outcome."""
+        if client is not None:
+            self._waiting.append(client)
+        if self._trial is not None:
+            return
+        import subprocess
+
+        handover = self._master.parts.handover._replace(check_only=True, lock_fd=-1, status_fd=-1, generation=None)
+        fd = handover.store()
+        self._trial = subprocess.Popen(
+            handover.command(fd),
+            pass_fds=(fd,),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=(errors := os.memfd_create("daemonkit-trial", os.MFD_CLOEXEC)),
+            cwd=handover.cwd if os.path.isdir(handover.cwd) else None,
+        )
+        os.close(fd)
+        pidfd = os.pidfd_open(self._trial.pid)
+        loop, timer = self._master.parts.loop, self._master.parts.timer
+        bound = timer.once("upgrade bound", self._master.configuration.options.ready_timeout, self._trial.kill)
+
+        def tried(_: int) -> None:
+            loop.unwatch(pidfd)
+            os.close(pidfd)
+            timer.pause(bound)
+            self._tried(errors)
+
+        loop.watch(pidfd, tried, READ)
+
+    def _tried(self, errors: int) -> None:
+        trial, self._trial = self._trial, None
+        code = trial.wait() if trial else 1
+        with open(errors, errors="replace") as file:
+            file.seek(0)
+            text = file.read()[-20000:].strip()
+        if code == 0:
+            self._execute()
+        else:
+            self._refuse(text or f"the new code could not be tried (status {code})")
+
+    def _refuse(self, why: str) -> None:
+        log.error("upgrade refused, the old code goes on: %s", why)
+        for client in self._waiting:
+            with contextlib.suppress(OSError):
+                client.answer({"ok": False, "error": why})
+        self._waiting.clear()
+
+    def _execute(self) -> None:
+        master, parts = self._master, self._master.parts
+        log.info("executing the new code")
+        master.run_stop_hooks()
+        parts.timer.disarm()
+        parts.signals.block_all()
+        handover = parts.handover._replace(lock_fd=parts.pidfile.fileno(), status_fd=-1, generation=self._generation())
+        environ = {**os.environ, **parts.notifier.to_environment()}
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            handover.execute(environ)
+        except OSError as error:
+            parts.signals.unblock_all()
+            for fd in handover.descriptors():
+                os.set_inheritable(fd, False)
+            self._refuse(f"execute {sys.executable}: {error.strerror}")
+            master.start()
+
+    def _generation(self) -> dict[str, Any]:
+        """What the new image takes over."""
+        jobs = {
+            name: {"when": job.when, "planned": job.planned, "paused": job.paused, "record": job.record.dump()}
+            for name, job in self._master.script.jobs.items()
+        }
+        return {
+            "jobs": jobs,
+            "ready_at": self._master.ready_at,
+            "control_fd": self.server.sock.fileno() if self.server else -1,
+            "waiting_fds": [fd for client in self._waiting if (fd := client.sock.fileno()) >= 0],
+        }
