@@ -1,12 +1,12 @@
 """Turn a Python script into a Unix daemon.
 
-    from daemonkit import every, on, main
+from daemonkit import every, on, main
 
-    @every(5)
-    def beat(): ...
+@every(5)
+def beat(): ...
 
-    if __name__ == "__main__":
-        main()
+if __name__ == "__main__":
+    main()
 """
 
 from __future__ import annotations

@@ -104,9 +104,7 @@ class _Image:
         timer = Timer(signals, board)
         script = _load(handover, signals, board)
         configuration = _configuration(handover, script.options)
-        parts = Parts(
-            handover, configuration, self._pidfile, sink, signals, loop, board, timer, notifier
-        )
+        parts = Parts(handover, configuration, self._pidfile, sink, signals, loop, board, timer, notifier)
         master = Master(parts, script, default)
         self._server = control.Server(sock, loop, lambda message, client: requests.serve(master, message, client))
         master.upgrade.server = self._server

@@ -38,7 +38,9 @@ def inquire(name: str, pid_path: str, socket_path: str) -> Answer:
         if state.pid is None:
             return Answer(_plain(name, "starting", None, note="its PID is not yet written"), RUNNING)
         if not holds(state.pid, pid_path):
-            note = f"{pid_path} is locked, but not by pid {state.pid}, which stands in it; find the holder with lslocks(8)"
+            note = (
+                f"{pid_path} is locked, but not by pid {state.pid}, which stands in it; find the holder with lslocks(8)"
+            )
             return Answer(_plain(name, "unknown", None, note=note), UNKNOWN)
         return Answer(_of_running(name, state.pid, socket_path), RUNNING)
     except DaemonkitError as error:
@@ -58,7 +60,10 @@ def _of_running(name: str, pid: int, socket_path: str) -> dict[str, Any]:
     busy = board.read(pid)
     try:
         answer = control.ask(
-            socket_path, {"do": "status"}, pid=pid, timeout=BUSY_TIME if busy and busy.seconds > BUSY_TIME else ANSWER_TIME
+            socket_path,
+            {"do": "status"},
+            pid=pid,
+            timeout=BUSY_TIME if busy and busy.seconds > BUSY_TIME else ANSWER_TIME,
         )
     except ControlError as error:
         busy = board.read(pid)

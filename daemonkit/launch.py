@@ -146,7 +146,7 @@ class _Wait:
         while True:
             left = end - time.monotonic()
             if left <= 0 or not poll.poll(max(1, int(left * 1000))):
-                doing = f", it is {busy.name}" if (busy := self._activity()) else ""
+                doing = f" (it is {busy.name})" if (busy := self._activity()) else ""
                 raise StartError(f"{self._name} was not ready within ready_timeout, {self._timeout:g} s{doing}; ended")
             data = os.read(self._reader, 65536)
             if not data:
@@ -179,7 +179,7 @@ class _Wait:
         return board.read(self._pid) if self._pid else None
 
 
-def _restore_signals(mask: set[signal.Signals]) -> None:
+def _restore_signals(mask: set[int | signal.Signals]) -> None:
     """Let ^C and TERM end the launcher, and the daemon-to-be with it."""
 
     def give_up(number: int, frame: object) -> None:

@@ -124,13 +124,15 @@ class Master:
             return str(error)
         old, self.configuration = self.configuration, fresh
         self._publish()
-        error = next((e for hook in self.script.handlers.get("reload", ()) if (e := self.call("reload hook", hook))), None)
-        if error:
+        failure = next(
+            (e for hook in self.script.handlers.get("reload", ()) if (e := self.call("reload hook", hook))), None
+        )
+        if failure:
             self.configuration = old
             self._publish()
-        log.info("reload failed; the old configuration stays" if error else "reloaded")
+        log.info("reload failed; the old configuration stays" if failure else "reloaded")
         parts.notifier.ready()
-        return error
+        return failure
 
     def reopen_log(self) -> None:
         """Open the log file anew, after a rotation."""

@@ -67,7 +67,9 @@ def as_text(status: Status, name: str) -> str:
     if status.get("since"):
         lines[0] += f", since {_moment(status['since'])} ({_ago(status['since'])})"
     if "memory" in status:
-        lines.append(f"  memory {status['memory'] / 1048576:.1f} MB, cpu {status['cpu']:.2f} s, script {status['script']}")
+        lines.append(
+            f"  memory {status['memory'] / 1048576:.1f} MB, cpu {status['cpu']:.2f} s, script {status['script']}"
+        )
         lost = f", {status['log_lost']} lines lost" if status["log_lost"] else ""
         lines.append(f"  log {status['log']}{lost}")
     if status.get("busy"):
@@ -92,7 +94,9 @@ def jobs_as_text(jobs: Iterable[Mapping[str, Any]]) -> list[str]:
         if job["last_error"]:
             errors.append(f"  {job['name']}: last error: {job['last_error']}")
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    table = [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
     return table + errors
 
 

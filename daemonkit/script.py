@@ -76,10 +76,10 @@ class Script:
         """
         what = f"@every({interval!r})"
         _refuse_children(what, fork, timeout, overlap, max_instances, leader)
-        length = _duration(interval, what)
+        length = _duration(interval, "@every")
         if length < SHORTEST:
             raise UsageError(f"{what}: the interval must be {SHORTEST} s or more")
-        start = None if first is None else _nanoseconds(first, f"{what}, first")
+        start = None if first is None else _nanoseconds(first, "@every, first")
         policy = _policy(what, jitter, coalesce, misfire_grace_time, overlap)
         return self._timer(what, name, Every(round(length * SECOND), start), policy, f"every {describe(length)}")
 
@@ -90,7 +90,7 @@ class Script:
             UsageError: a value that cannot be meant, or a name that is taken.
         """
         what = f"@after({delay!r})"
-        length = _duration(delay, what)
+        length = _duration(delay, "@after")
         return self._timer(what, name, After(round(length * SECOND)), Policy(), f"once after {describe(length)}")
 
     def cron(
@@ -144,7 +144,7 @@ class Script:
     ) -> Callable[[Function], Function]:
         def declare(function: Function) -> Function:
             _check_callable(what, function)
-            own = name or getattr(function, "__name__", type(function).__name__)
+            own: str = name or getattr(function, "__name__", type(function).__name__)
             if own in self.jobs:
                 raise UsageError(f"{what}: there is a job named {own!r} already; give this one a name=")
             self.jobs[own] = Job(own, function, schedule, policy, when)
@@ -188,9 +188,7 @@ def _check_callable(what: str, function: Any) -> None:
         raise UsageError(f"{what}: {name} wants {code.co_argcount - given} argument(s); it is called with none")
 
 
-def _refuse_children(
-    what: str, fork: bool, timeout: object, overlap: str, max_instances: int, leader: bool
-) -> None:
+def _refuse_children(what: str, fork: bool, timeout: object, overlap: str, max_instances: int, leader: bool) -> None:
     if overlap not in OVERLAPS:
         raise UsageError(f"{what}: overlap={overlap!r} is not one of {', '.join(OVERLAPS)}")
     if type(max_instances) is not int or max_instances < 1:
@@ -202,9 +200,7 @@ def _refuse_children(
             raise UsageError(f"{what}: {option} needs child processes, which this version does not have; leave it out")
 
 
-def _policy(
-    what: str, jitter: float | str, coalesce: bool, grace: float | str | None, overlap: str
-) -> Policy:
+def _policy(what: str, jitter: float | str, coalesce: bool, grace: float | str | None, overlap: str) -> Policy:
     return Policy(
         _nanoseconds(jitter, f"{what}, jitter"),
         coalesce,

@@ -21,6 +21,7 @@ from daemonkit.errors import RunDirectoryError, UntrustedFile
 
 MAX_LINKS: Final = 40  # as the kernel: path_resolution(7)
 ROOT_GROUP: Final = 0
+_ELSEWHERE: Final = "choose another --run-dir"
 
 
 class Part(NamedTuple):
@@ -51,27 +52,23 @@ def check_trusted(path: str, *, uid: int | None = None, named: bool = True) -> N
     raise UntrustedFile(f"trust {path}: {fault}; {remedy}")
 
 
-def prepare_run_dir(path: str, *, uid: int | None = None) -> None:
+def prepare_run_dir(path: str, *, owner: str | None = None) -> None:
     """Make sure that ``path`` is a directory in which nobody else can plant files; create it if its parent exists.
 
     Root's directory is readable by all (0755: ``status`` is for everybody), another user's is private (0700).
 
     Args:
         path: absolute.
-        uid: a user who may own it besides root; default: the effective one.
+        owner: name or number of a user who may own it besides root and ourselves: the one that the daemon becomes.
 
     Raises:
         RunDirectoryError: it cannot be made, or must not be used; nothing in it was touched.
     """
-    owners = {0, os.geteuid() if uid is None else uid}
     _make(path)
     try:
-        _check_run_dir(path, owners)
+        _check_run_dir(path, {0, os.geteuid(), *_uid(owner)})
     except OSError as error:
         raise RunDirectoryError(f"use {path} as run directory: {_reason(error)}; {_ELSEWHERE}") from error
-
-
-_ELSEWHERE: Final = "choose another --run-dir"
 
 
 def _make(path: str) -> None:
@@ -87,9 +84,7 @@ def _make(path: str) -> None:
             f"create run directory {path}: {parent} does not exist; create it, or {_ELSEWHERE}"
         ) from error
     except OSError as error:
-        # An existing directory on a read-only file system ends here too (EROFS precedes EEXIST on some).
-        if not os.path.lexists(path):
-            raise RunDirectoryError(f"create run directory {path}: {_reason(error)}; {_ELSEWHERE}") from error
+        raise RunDirectoryError(f"create run directory {path}: {_reason(error)}; {_ELSEWHERE}") from error
 
 
 def _check_run_dir(path: str, owners: set[int]) -> None:
@@ -103,7 +98,7 @@ def _check_run_dir(path: str, owners: set[int]) -> None:
     if not stat.S_ISDIR(there.st_mode):
         raise _unusable(path, f"it is {_kind(there.st_mode)}, not a directory", "remove it")
     if there.st_uid not in owners:
-        raise _unusable(path, f"it belongs to {_user(there.st_uid)}, not to {_user(max(owners))}", "chown it")
+        raise _unusable(path, f"it belongs to {_user(there.st_uid)}, not to {_user(os.geteuid())}", "chown it")
     if there.st_mode & stat.S_IWOTH:
         # The sticky bit would not help: it forbids removing, not planting, NAME.pid or NAME.sock.
         raise _unusable(path, "everybody may write it", f"chmod o-w {path}")
@@ -121,38 +116,42 @@ def _unusable(path: str, why: str, remedy: str) -> RunDirectoryError:
 
 def _fault(path: str, trusted: set[int] | None, forbidden: int) -> str | None:
     """The first reason not to trust ``path``: an owner outside ``trusted`` or a mode within ``forbidden``."""
-    sticky = False
+    excused: str | None = None
     for part, status in _walk(path):
-        owner, mode = status.st_uid, status.st_mode
-        if trusted is not None and owner not in trusted:
-            return f"{part} belongs to {_user(owner)}"
-        if stat.S_ISLNK(mode):
+        # Who comes next in a sticky directory cannot be replaced by others, but may have been put there by them.
+        planted = excused and status.st_uid not in (0, os.geteuid())
+        if planted or (trusted is not None and status.st_uid not in trusted):
+            return f"{part} belongs to {_user(status.st_uid)}"
+        if stat.S_ISLNK(status.st_mode):
             continue  # a link has no mode of its own (symlink(7))
-        if sticky and owner != 0 and trusted is None and owner != os.geteuid():
-            return f"{part} belongs to {_user(owner)} in a directory that everybody may write"
-        # A sticky directory lets others add names, not replace ours: its parts' owners decide (checked above).
-        sticky = stat.S_ISDIR(mode) and bool(mode & stat.S_ISVTX)
-        if sticky:
-            continue
-        if mode & forbidden & stat.S_IWOTH:
-            return f"everybody may write {part}"
-        # Members of root's own group are taken for root: images often hold files with mode 0664 root:root.
-        if mode & forbidden & stat.S_IWGRP and status.st_gid != ROOT_GROUP:
-            return f"group {_group(status.st_gid)} may write {part}"
+        fault = _open_to(part, status, forbidden)
+        excused = fault if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX else None
+        if fault and not excused:
+            return fault
+    return excused  # the sticky bit excuses a directory on the way, not the one that is meant
+
+
+def _open_to(part: str, status: os.stat_result, forbidden: int) -> str | None:
+    if status.st_mode & forbidden & stat.S_IWOTH:
+        return f"everybody may write {part}"
+    # Members of root's own group are taken for root: images often hold files with mode 0664 root:root.
+    if status.st_mode & forbidden & stat.S_IWGRP and status.st_gid != ROOT_GROUP:
+        return f"group {_group(status.st_gid)} may write {part}"
     return None
 
 
 def _walk(path: str) -> Iterator[Part]:
     """Every part that the kernel would visit, links before their targets (path_resolution(7))."""
-    todo = os.path.join(os.getcwd(), path).split("/")[::-1] if not path.startswith("/") else path.split("/")[::-1]
+    todo = (path if path.startswith("/") else os.path.join(os.getcwd(), path)).split("/")[::-1]
     here, links = "/", 0
-    yield Part("/", os.lstat("/"))
+    yield Part(here, os.lstat(here))
     while todo:
         name = todo.pop()
         if name in ("", "."):
             continue
         if name == "..":
             here = os.path.dirname(here)  # `here` holds no links: they were resolved on the way
+            yield Part(here, os.lstat(here))
             continue
         part = os.path.join(here, name)
         status = os.lstat(part)
@@ -164,7 +163,9 @@ def _walk(path: str) -> Iterator[Part]:
         if links > MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
         target = os.readlink(part)
-        here = "/" if target.startswith("/") else here
+        if target.startswith("/"):
+            here = "/"
+            yield Part(here, os.lstat(here))
         todo += target.split("/")[::-1]
 
 
@@ -178,6 +179,18 @@ def _kind(mode: int) -> str:
     if stat.S_ISFIFO(mode):
         return "a FIFO"
     return "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+def _uid(owner: str | None) -> set[int]:
+    """The number of ``owner``; of an unknown one nothing can be (taking it on will fail, and say so)."""
+    if owner is None or owner.isdigit():
+        return set() if owner is None else {int(owner)}
+    import pwd
+
+    try:
+        return {pwd.getpwnam(owner).pw_uid}
+    except KeyError:
+        return set()
 
 
 def _user(uid: int) -> str:

@@ -29,7 +29,7 @@ class Upgrade:
         """Upgrade ``master``, when asked."""
         self._master = master
         self._waiting: list[Client] = []
-        self._trial: subprocess.Popen[str] | None = None
+        self._trial: subprocess.Popen[bytes] | None = None
         self.server: Server | None = None
 
     def begin(self, client: Client | None = None) -> None:
@@ -42,7 +42,7 @@ class Upgrade:
 
         handover = self._master.parts.handover._replace(check_only=True, lock_fd=-1, status_fd=-1, generation=None)
         fd = handover.store()
-        self._trial = subprocess.Popen(
+        self._trial = trial = subprocess.Popen(
             handover.command(fd),
             pass_fds=(fd,),
             stdin=subprocess.DEVNULL,
@@ -51,9 +51,9 @@ class Upgrade:
             cwd=handover.cwd if os.path.isdir(handover.cwd) else None,
         )
         os.close(fd)
-        pidfd = os.pidfd_open(self._trial.pid)
+        pidfd = os.pidfd_open(trial.pid)
         loop, timer = self._master.parts.loop, self._master.parts.timer
-        bound = timer.once("upgrade bound", self._master.configuration.options.ready_timeout, self._trial.kill)
+        bound = timer.once("upgrade bound", self._master.configuration.options.ready_timeout, trial.kill)
 
         def tried(_: int) -> None:
             loop.unwatch(pidfd)

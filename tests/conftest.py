@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Box
+from harness import Box
 
 
 @pytest.fixture

@@ -56,7 +56,13 @@ class Box:
 
     def popen(self, *args: str | Path, **options: Any) -> subprocess.Popen[str]:
         """Start ``daemonkit ARGS`` and do not wait."""
-        options = {"env": self.environ, "cwd": self.path, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
+        options = {
+            "env": self.environ,
+            "cwd": self.path,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            **options,
+        }
         return subprocess.Popen(self.command(*args), text=True, **options)
 
     def start(self, text: str, *args: str, name: str = "beat.py") -> int:

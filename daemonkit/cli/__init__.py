@@ -57,7 +57,9 @@ class Group(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find it, or say what was probably meant."""
         if args and args[0] not in COMMANDS and args[0] not in ALIASES and not args[0].startswith("-"):
             from difflib import get_close_matches
@@ -109,7 +111,7 @@ def call(args: list[str] | None, preset: Preset | None, prog: str) -> int:
         return 0
     except DaemonkitError as error:
         text = str(error)
-        click.echo(text if text.startswith("Traceback") else f"{prog}: {text}", err=True)
+        click.echo(text if "\n" in text else f"{prog}: {text}", err=True)
         return error.exit_code
     return result if isinstance(result, int) else 0
 

@@ -19,7 +19,9 @@ from daemonkit.script import Script
 @configuration_options()
 @target_argument
 @click.pass_context
-def command(ctx: click.Context, module: str | None, args: tuple[str, ...], config_path: str | None, **options: Any) -> None:
+def command(
+    ctx: click.Context, /, module: str | None, args: tuple[str, ...], config_path: str | None, **options: Any
+) -> None:
     """Import and validate a script and its configuration; nothing is started, nothing is written.
 
     \b

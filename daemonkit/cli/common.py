@@ -105,7 +105,9 @@ def configuration_options(*only: str) -> Callable[[Command], Command]:
 def target_argument(function: Command) -> Command:
     """Add SCRIPT (or -m MODULE) and the script's own arguments."""
     function = click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="SCRIPT [ARG]...")(function)
-    return click.option("-m", "module", metavar="MODULE", help="Load a module as the script, as python -m does.")(function)
+    return click.option("-m", "module", metavar="MODULE", help="Load a module as the script, as python -m does.")(
+        function
+    )
 
 
 def name_argument(function: Command) -> Command:

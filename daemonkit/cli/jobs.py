@@ -12,7 +12,12 @@ from daemonkit.cli.common import as_json, name_argument, place_of
 @name_argument
 @click.pass_context
 def command(
-    ctx: click.Context, name: str | None, module: str | None, run_dir: str | None, config_path: str | None, json_wanted: bool
+    ctx: click.Context,
+    name: str | None,
+    module: str | None,
+    run_dir: str | None,
+    config_path: str | None,
+    json_wanted: bool,
 ) -> None:
     """The timer jobs of a daemon: when they ran, when they will, how late, how often they failed.
 

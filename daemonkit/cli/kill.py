@@ -30,5 +30,7 @@ def command(
       daemonkit kill --timeout 5 heartbeat.py
     """
     place = place_of(ctx, name, module, run_dir, config_path)
-    how = ending.end(place.pid_path, place.socket_path, ending.SCHEDULE if timeout is None else ending.schedule(timeout))
+    how = ending.end(
+        place.pid_path, place.socket_path, ending.SCHEDULE if timeout is None else ending.schedule(timeout)
+    )
     click.echo(f"{place.name} {how}")

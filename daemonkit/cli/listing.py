@@ -25,4 +25,6 @@ def command(run_dir: str | None, config_path: str | None, json_wanted: bool) -> 
         return
     width = max((len(status["name"]) for status in statuses), default=0)
     for status in statuses:
-        click.echo(f"{status['name']:<{width}}  {status['state']:<11}  {status['pid'] or '-':>7}  {status.get('script') or ''}".rstrip())
+        click.echo(
+            f"{status['name']:<{width}}  {status['state']:<11}  {status['pid'] or '-':>7}  {status.get('script') or ''}".rstrip()
+        )

@@ -17,7 +17,9 @@ _CHUNK = 65536
 
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on, through rotations.")
-@click.option("-n", "--lines", type=click.IntRange(min=0), default=20, show_default=True, metavar="N", help="So many last lines.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(min=0), default=20, show_default=True, metavar="N", help="So many last lines."
+)
 @click.option("--log", metavar="FILE", help="The log, where it is not the configured one.")
 @name_argument
 @click.pass_context

@@ -13,7 +13,12 @@ from daemonkit.cli.jobnames import split
 @click.argument("job", required=False)
 @click.pass_context
 def command(
-    ctx: click.Context, name: str | None, module: str | None, run_dir: str | None, config_path: str | None, job: str | None
+    ctx: click.Context,
+    name: str | None,
+    module: str | None,
+    run_dir: str | None,
+    config_path: str | None,
+    job: str | None,
 ) -> None:
     """Let a timer job, or all of them, rest: no run, no wake-up.
 

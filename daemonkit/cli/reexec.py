@@ -8,11 +8,18 @@ from daemonkit.cli.common import name_argument, place_of
 
 
 @click.command()
-@click.option("--timeout", type=float, default=90.0, show_default=True, metavar="SECONDS", help="Wait so long for its result.")
+@click.option(
+    "--timeout", type=float, default=90.0, show_default=True, metavar="SECONDS", help="Wait so long for its result."
+)
 @name_argument
 @click.pass_context
 def command(
-    ctx: click.Context, name: str | None, module: str | None, run_dir: str | None, config_path: str | None, timeout: float
+    ctx: click.Context,
+    name: str | None,
+    module: str | None,
+    run_dir: str | None,
+    config_path: str | None,
+    timeout: float,
 ) -> None:
     """Execute the new code in place (SIGUSR2): same PID, lock never released, timer grid kept.
 

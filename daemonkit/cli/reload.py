@@ -8,11 +8,18 @@ from daemonkit.cli.common import name_argument, place_of
 
 
 @click.command()
-@click.option("--timeout", type=float, default=30.0, show_default=True, metavar="SECONDS", help="Wait so long for its result.")
+@click.option(
+    "--timeout", type=float, default=30.0, show_default=True, metavar="SECONDS", help="Wait so long for its result."
+)
 @name_argument
 @click.pass_context
 def command(
-    ctx: click.Context, name: str | None, module: str | None, run_dir: str | None, config_path: str | None, timeout: float
+    ctx: click.Context,
+    name: str | None,
+    module: str | None,
+    run_dir: str | None,
+    config_path: str | None,
+    timeout: float,
 ) -> None:
     """Let a daemon read its configuration again (SIGHUP), and wait for the result.
 

@@ -21,6 +21,7 @@ from daemonkit.handover import Handover
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     module: str | None,
     args: tuple[str, ...],
     config_path: str | None,
@@ -39,7 +40,9 @@ def command(
     from daemonkit import launch
 
     given = args[0] if args else None
-    by_name = not isinstance(ctx.obj, Preset) and module is None and given and not given.endswith(".py") and "/" not in given
+    by_name = (
+        not isinstance(ctx.obj, Preset) and module is None and given and not given.endswith(".py") and "/" not in given
+    )
     if by_name:
         handover, chosen = _as_before(ctx, str(given), options.get("run_dir"), config_path)
     else:

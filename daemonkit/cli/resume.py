@@ -13,7 +13,12 @@ from daemonkit.cli.jobnames import split
 @click.argument("job", required=False)
 @click.pass_context
 def command(
-    ctx: click.Context, name: str | None, module: str | None, run_dir: str | None, config_path: str | None, job: str | None
+    ctx: click.Context,
+    name: str | None,
+    module: str | None,
+    run_dir: str | None,
+    config_path: str | None,
+    job: str | None,
 ) -> None:
     """Put a paused timer job, or all of them, back on the grid; what was missed is not made up.
 

@@ -14,7 +14,9 @@ from daemonkit.cli.common import configuration_options, target_argument
 @configuration_options()
 @target_argument
 @click.pass_context
-def command(ctx: click.Context, module: str | None, args: tuple[str, ...], config_path: str | None, **options: Any) -> None:
+def command(
+    ctx: click.Context, /, module: str | None, args: tuple[str, ...], config_path: str | None, **options: Any
+) -> None:
     """Run in the foreground: in a terminal, under systemd, in a container.
 
     The log goes to stderr unless --log names a file.  ^C stops it as TERM does.  The exit code is the daemon's.

@@ -17,7 +17,9 @@ from daemonkit.service.notify import is_supervised
 @configuration_options()
 @target_argument
 @click.pass_context
-def command(ctx: click.Context, module: str | None, args: tuple[str, ...], config_path: str | None, **options: Any) -> None:
+def command(
+    ctx: click.Context, /, module: str | None, args: tuple[str, ...], config_path: str | None, **options: Any
+) -> None:
     """Become a daemon; return when it is ready.
 
     If it does not become ready, its own words or traceback are shown, the exit code is 1, and nothing is left

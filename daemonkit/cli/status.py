@@ -5,7 +5,17 @@ from __future__ import annotations
 import click
 
 from daemonkit import inquiry
-from daemonkit.cli.common import AFFIRMED, ALARMED, Place, Preset, as_json, name_argument, names_in, place_of, run_dir_of
+from daemonkit.cli.common import (
+    AFFIRMED,
+    ALARMED,
+    Place,
+    Preset,
+    as_json,
+    name_argument,
+    names_in,
+    place_of,
+    run_dir_of,
+)
 
 
 @click.command()
@@ -13,7 +23,12 @@ from daemonkit.cli.common import AFFIRMED, ALARMED, Place, Preset, as_json, name
 @name_argument
 @click.pass_context
 def command(
-    ctx: click.Context, name: str | None, module: str | None, run_dir: str | None, config_path: str | None, json_wanted: bool
+    ctx: click.Context,
+    name: str | None,
+    module: str | None,
+    run_dir: str | None,
+    config_path: str | None,
+    json_wanted: bool,
 ) -> int:
     """What runs, since when, and how its jobs fare.
 

@@ -16,8 +16,12 @@ from daemonkit.core.job import Job
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--for", "span", default="24h", show_default=True, metavar="TIME", help="So far ahead, as in 90s, 1h30m, 7d.")
-@click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, metavar="N", help="Show at most N runs.")
+@click.option(
+    "--for", "span", default="24h", show_default=True, metavar="TIME", help="So far ahead, as in 90s, 1h30m, 7d."
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=1000, show_default=True, metavar="N", help="Show at most N runs."
+)
 @click.option("--json", "json_wanted", is_flag=True, help="Print it for programs.")
 @target_argument
 @click.pass_context
@@ -69,5 +73,11 @@ def _trailing(
         elif option == "--for":
             span = rest.pop(1)
         else:
-            limit = click.IntRange(min=1).convert(rest.pop(1), None, None)
+            limit = _positive(rest.pop(1))
     return tuple(rest), span, limit, json_wanted
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise click.UsageError(f"Invalid value for '--limit': {text!r} is not a number of 1 or more.")
+    return int(text)

@@ -9,7 +9,9 @@ from daemonkit.cli.jobnames import split
 
 
 @click.command()
-@click.option("--timeout", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Wait so long for its end.")
+@click.option(
+    "--timeout", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Wait so long for its end."
+)
 @name_argument
 @click.argument("job", required=False)
 @click.pass_context

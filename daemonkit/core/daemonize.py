@@ -51,9 +51,10 @@ class Context(DaemonContext):  # type: ignore[misc]  # python-daemon ships no ty
         self._keep = sorted(fd for fd in set(keep) if fd > 2)
         super().__init__(
             detach_process=False,
-            files_preserve=self._keep,
+            files_preserve=list(self._keep),  # it is extended in place
             prevent_core=False,
             signal_map={},
+            stdin=open(os.devnull),  # DaemonContext's own would be closed again by the exec
             stderr=sys.stderr,
             stdout=sys.stdout,
             umask=umask,

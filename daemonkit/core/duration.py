@@ -82,7 +82,7 @@ def _read(text: str, what: str) -> float:
         number, unit = part.groups()
         rest, parts = rest[part.end() :], parts + 1
         if not unit and (rest or parts > 1):
-            raise _wrong(text, what, f"{number} lacks its unit; use ms, s, m, h, d or w, as in \"1h30m\"")
+            raise _wrong(text, what, f'{number} lacks its unit; use ms, s, m, h, d or w, as in "1h30m"')
         total += float(number) * _unit(number, unit or "s", text, what) / 1000
     if not parts:
         raise _wrong(text, what, f"not a duration; {_HOW}")
@@ -95,7 +95,7 @@ def _unit(number: str, unit: str, text: str, what: str) -> int:
         return _MILLISECONDS[unit]
     lower = unit.lower()
     meant = lower if lower in _MILLISECONDS else _MEANT.get(lower.removesuffix("s"))
-    hint = f" (did you mean \"{number}{meant}\"?)" if meant else ""
+    hint = f' (did you mean "{number}{meant}"?)' if meant else ""
     reason = f'"{unit}" is not a unit of time{hint}; use ms, s, m, h, d or w, as in "1h30m"'
     raise _wrong(text, what, reason)
 

@@ -42,14 +42,26 @@ class Sink:
         self._fd = _open_file(path) if path else _open_stream(2)
         self.echo = False  # True until ready: the starting terminal is to see it too
 
-    def write(self, level: int, text: str, terminal: int = 2) -> None:
+    def write(self, level: int, text: str) -> None:
         """Write each line of ``text``, stamped; a line that cannot be written is counted in ``lost``.
 
-        While ``echo`` is set, the bare text goes to descriptor ``terminal`` as well.
+        While ``echo`` is set, warnings and errors go to the starting terminal as well.
         """
+        if level >= logging.WARNING:
+            self._repeat(2, text)
+        self._write(level, text)
+
+    def write_print(self, level: int, text: str, terminal: int) -> None:
+        """Write what was printed; while ``echo`` is set, it is printed on ``terminal`` as well."""
+        self._repeat(terminal, text)
+        self._write(level, text)
+
+    def _repeat(self, terminal: int, text: str) -> None:
         if self.echo:
             with contextlib.suppress(OSError):
                 os.write(terminal, f"{text}\n".encode(errors="backslashreplace"))
+
+    def _write(self, level: int, text: str) -> None:
         stamp = self._stamp(level)
         data = "".join(f"{stamp}{line}\n" for line in text.rstrip("\n").split("\n"))
         if self.lost:
@@ -134,14 +146,14 @@ class Stream(io.TextIOBase):
         """Keep ``text`` until its line is whole."""
         *lines, self._rest = (self._rest + text).split("\n")
         if lines:
-            self._sink.write(self._level, "\n".join(lines), self._fd)
+            self._sink.write_print(self._level, "\n".join(lines), self._fd)
         return len(text)
 
     def flush(self) -> None:
         """Write a line that has no end yet."""
         if self._rest:
             rest, self._rest = self._rest, ""
-            self._sink.write(self._level, rest, self._fd)
+            self._sink.write_print(self._level, rest, self._fd)
 
     def writable(self) -> bool:
         """True."""

@@ -41,7 +41,9 @@ def resolve(user: str | None, group: str | None) -> Owner | None:
     except KeyError:
         raise PrivilegeError(f"become group {group}: no such group; create it or change the option") from None
     if os.geteuid() != 0 and (uid, gid) != (os.geteuid(), os.getegid()):
-        raise PrivilegeError(f"become user {account.pw_name}, gid {gid}: only root may; start it as root or as that user")
+        raise PrivilegeError(
+            f"become user {account.pw_name}, gid {gid}: only root may; start it as root or as that user"
+        )
     return Owner(uid, gid, account.pw_name, account.pw_dir, account.pw_shell)
 
 

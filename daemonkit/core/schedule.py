@@ -181,27 +181,23 @@ class Cron:
         from datetime import datetime, timedelta
 
         second = after // SECOND
-        local = datetime.fromtimestamp(second, self._zone)
-        clock = local.replace(tzinfo=None, fold=0)
+        clock = datetime.fromtimestamp(second, self._zone).replace(tzinfo=None, fold=0)
         found = self._search(clock, second)
         runs = self._runs(clock)
-        if found is not None and len(runs) == 2 and not local.fold:
-            # The clock will be set back over times that it has shown already.
+        if found is not None and len(runs) == 2:
+            # In a repeated hour, the clock is set back over times that it has shown already.
             set_back = timedelta(seconds=runs[1] - runs[0])
-            found = min(found, self._search(clock - set_back, second, repeated=True) or found)
+            found = min(found, self._search(clock - set_back, second) or found)
         return None if found is None else found * SECOND
 
-    def _search(self, clock: datetime, after: int, *, repeated: bool = False) -> int | None:
-        """The first run after ``after``, in seconds since the epoch, of the times that follow ``clock``.
-
-        ``repeated``: of a time which the clock shows twice, only the second counts.
-        """
+    def _search(self, clock: datetime, after: int) -> int | None:
+        """The first run after ``after``, in seconds since the epoch, of the local times that follow ``clock``."""
         from cronsim import CronSim
 
         # The library is asked about bare clock faces.  With a time zone it steps over hours of real time,
         # and leaves out times where the clock changes by half an hour, as in Australia/Lord_Howe.
         for face in CronSim(self.expression, clock):
-            for run in self._runs(face)[-1 if repeated else 0 :]:
+            for run in self._runs(face):
                 if run > after:
                     return run
         return None

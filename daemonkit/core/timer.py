@@ -49,7 +49,7 @@ class Timer:
         for job in jobs:
             if job.planned is None:
                 job.planned = job.schedule.first(now, wall)
-            if not job.paused:
+            if not job.paused and job.planned is not None:
                 self._heap.append(self._entry(job, job.planned))
         heapq.heapify(self._heap)
 

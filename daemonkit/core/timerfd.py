@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Final
 
@@ -43,7 +44,7 @@ def acknowledge(fd: int) -> None:
         return  # EAGAIN or ECANCELED: read all the same
 
 
-if hasattr(os, "timerfd_create"):
+if sys.version_info >= (3, 13):
 
     def _create(clock: int) -> int:
         return os.timerfd_create(clock, flags=os.TFD_NONBLOCK | os.TFD_CLOEXEC)

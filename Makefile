@@ -1,0 +1,29 @@
+# Everything on a fresh Debian machine that has python3:  make demo   make test
+.PHONY: demo test lint docs bench clean
+
+PYTHON ?= python3
+VENV := .venv
+
+demo: $(VENV)/ready
+	@sh etc/examples/demo.sh $(VENV)/bin
+
+test:
+	@sh tests/run.sh
+
+$(VENV)/ready: pyproject.toml
+	@sh tests/venv.sh $(PYTHON) $(VENV) .
+	@touch $@
+
+lint: $(VENV)/ready
+	$(VENV)/bin/pip install -q ruff mypy
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+docs: $(VENV)/ready
+	$(VENV)/bin/python docs/man.py > docs/daemonkit.1
+
+bench: $(VENV)/ready
+	$(VENV)/bin/pip install -q '.[bench]'
+	$(VENV)/bin/python bench/all.py
+
+clean:
+	rm -rf .venv* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

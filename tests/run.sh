@@ -1,0 +1,51 @@
+#!/bin/sh
+# What `make test` does: ruff, mypy and the tests on every Python of 3.11, 3.12, 3.13 that the machine has, the tests
+# running against the wheel as it is installed.  Needs only python3; as root on Debian it installs what else is wanted.
+set -eu
+cd "$(dirname "$0")/.."
+
+packages="systemd-container shellcheck devscripts logrotate strace procps iproute2 util-linux tzdata"
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    missing=$(for package in $packages; do dpkg -s "$package" >/dev/null 2>&1 || echo "$package"; done)
+    if [ -n "$missing" ]; then
+        apt-get update -qq
+        # shellcheck disable=SC2086  # a list of words
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $missing >/dev/null
+    fi
+fi
+
+find_python() {
+    for candidate in "python$1" "$HOME"/.pyenv/versions/"$1".*/bin/python3 /usr/bin/"python$1" /usr/local/bin/"python$1"; do
+        path=$(command -v "$candidate" 2>/dev/null) || continue
+        # A pyenv shim may stand for a version that is not chosen here.
+        if [ "$("$path" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$1" ]; then
+            "$path" -c 'import sys; print(sys.executable)'
+            return
+        fi
+    done
+}
+
+wheel= tested=
+for version in 3.11 3.12 3.13; do
+    python=$(find_python "$version")
+    [ -n "$python" ] || continue
+    venv=.venv-$version
+    if [ -z "$wheel" ]; then
+        sh tests/venv.sh "$python" "$venv" build ruff mypy pytest hypothesis
+        rm -rf build dist
+        "$venv/bin/python" -m build --outdir dist . >/dev/null
+        wheel=$(ls dist/*.whl)
+        "$venv/bin/pip" install -q --disable-pip-version-check --force-reinstall "$wheel"
+        "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check .
+        "$venv/bin/mypy"
+    else
+        sh tests/venv.sh "$python" "$venv" pytest hypothesis
+        "$venv/bin/pip" install -q --disable-pip-version-check --force-reinstall "$wheel"
+    fi
+    echo "== Python $version"
+    # The tests import the installed wheel, not the checkout: the checkout is not on the path.
+    "$venv/bin/python" -P -m pytest --import-mode=importlib -q "$@"
+    tested="$tested $version"
+done
+[ -n "$tested" ] || { echo "no Python 3.11, 3.12 or 3.13 here; install python3" >&2; exit 1; }
+echo "tested on Python$tested"
