@@ -26,6 +26,7 @@ class Handover(NamedTuple):
     environ: dict[str, str]  # DAEMONKIT_* variables of the launcher
     config_path: str | None
     run_dir: str
+    uid: int  # of the launcher: whose default directories are meant, also after privileges were dropped
     detached: bool  # a classic daemon; False: in front of a terminal or supervisor
     why_in_front: str | None = None
     check_only: bool = False

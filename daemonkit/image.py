@@ -210,6 +210,7 @@ def _configuration(handover: Handover, script: object) -> config.Configuration:
         script=script,  # type: ignore[arg-type]
         config_path=handover.config_path,
         cwd=handover.cwd,
+        uid=handover.uid,
     )
 
 

@@ -24,7 +24,7 @@ from daemonkit.errors import AlreadyRunning, ControlError, StartError
 from daemonkit.handover import Handover
 
 if TYPE_CHECKING:
-    from daemonkit.config import Options
+    from daemonkit.options import Options
 
 _PR_SET_CHILD_SUBREAPER = 36
 _LAST_WORDS = 5.0  # seconds that a daemon which did not become ready has to clean up after TERM
@@ -121,7 +121,7 @@ def _become(handover: Handover, options: Options) -> NoReturn:
         os.pwrite(handover.lock_fd, text, 0)
         os.write(handover.status_fd, json.dumps({"pid": os.getpid()}).encode() + b"\n")
         handover.execute(clean_environment(os.environ, directory), memfd)
-    except BaseException as error:  # there is nobody above us: the launcher is told, then this process is over
+    except BaseException as error:  # noqa: BLE001 - nobody is above us: the launcher is told, and we end
         with contextlib.suppress(OSError):
             os.write(handover.status_fd, json.dumps({"failed": f"become a daemon: {error}"}).encode() + b"\n")
     finally:

@@ -46,7 +46,7 @@ class Loader:
                 raise ScriptError(f"{target}: called sys.exit({_shown(error.code)}) while it was imported") from None
         except UsageError as error:
             raise UsageError(f"{_place(error, str(module.__file__))}{error}") from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a script raises, its traceback is the message
             raise ScriptError(_traceback(error)) from None
         script = self._chosen or self._only(module)
         if script.is_empty:
@@ -119,7 +119,7 @@ def _module(name: str) -> tuple[types.ModuleType, types.CodeType]:
             spec = importlib.util.find_spec(f"{name}.__main__")
     except ModuleNotFoundError as error:
         raise ScriptError(f"-m {name}: no module named {error.name!r} on the module search path") from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the package's own code was run, see above
         raise ScriptError(_traceback(error)) from None
     code = spec.loader.get_code(spec.name) if spec and hasattr(spec.loader, "get_code") else None  # type: ignore[union-attr]
     if spec is None or code is None:

@@ -117,6 +117,7 @@ class Master:
                 script=self.script.options,
                 config_path=handover.config_path,
                 cwd=handover.cwd,
+                uid=handover.uid,
             )
         except DaemonkitError as error:
             log.error("reload: %s; the old configuration stays", error)

@@ -144,7 +144,7 @@ class Script:
     ) -> Callable[[Function], Function]:
         def declare(function: Function) -> Function:
             _check_callable(what, function)
-            own: str = name or getattr(function, "__name__", type(function).__name__)
+            own = name or str(getattr(function, "__name__", type(function).__name__))
             if own in self.jobs:
                 raise UsageError(f"{what}: there is a job named {own!r} already; give this one a name=")
             self.jobs[own] = Job(own, function, schedule, policy, when)

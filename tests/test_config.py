@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemonkit import config
-from daemonkit.config import Configuration, Options, check_name, load, name_of, parse_stop_schedule
+from daemonkit import config_file
+from daemonkit.config import Configuration, load
 from daemonkit.errors import ConfigError, UntrustedFile, UsageError
+from daemonkit.options import OPTIONS, Options, check_name, name_of, parse_stop_schedule
 
 SAMPLE = Path(__file__).parent.parent / "etc" / "daemonkit.toml"
 NOBODY = 65534
@@ -26,7 +27,7 @@ NOBODY = 65534
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory without a configuration, on a host without one."""
-    monkeypatch.setattr(config, "SYSTEM_FILE", str(tmp_path / "system" / "daemonkit.toml"))
+    monkeypatch.setattr(config_file, "SYSTEM_FILE", str(tmp_path / "system" / "daemonkit.toml"))
     return tmp_path
 
 
@@ -177,7 +178,7 @@ def test_a_file_that_is_not_text_or_far_too_long_is_refused(here: Path) -> None:
     (here / "bytes.toml").write_bytes(b"# \xff")
     with pytest.raises(ConfigError, match="not UTF-8 at byte 2"):
         read(here, config_path="bytes.toml")
-    (here / "long.toml").write_bytes(b"\n" * (config.MAX_FILE + 1))
+    (here / "long.toml").write_bytes(b"\n" * (config_file.MAX_FILE + 1))
     with pytest.raises(ConfigError, match="hardly a configuration"):
         read(here, config_path="long.toml")
 
@@ -231,7 +232,7 @@ def test_a_configuration_survives_the_way_to_another_process(here: Path) -> None
 
 def test_loading_again_with_the_parsed_values_changes_nothing(here: Path) -> None:
     first = read(here, command_line={"umask": "077", "run_dir": "r"}).options
-    again = {option.key: getattr(first, option.key) for option in config.OPTIONS}
+    again = {option.key: getattr(first, option.key) for option in OPTIONS}
     assert read(here, command_line=again).options == first
 
 
@@ -318,7 +319,7 @@ def sample() -> str:
     parts += [
         "# Relative paths start at this file's directory.  Command line and DAEMONKIT_KEY are stronger.\n\n[daemon]"
     ]
-    for option in config.OPTIONS:
+    for option in OPTIONS:
         if option.key == "name":
             continue
         unit = f"  ({option.unit})" if option.unit else ""
@@ -340,7 +341,7 @@ def test_the_sample_file_taken_literally_says_the_defaults(here: Path) -> None:
 
 
 def test_each_field_makes_flag_variable_and_help() -> None:
-    for option in config.OPTIONS:
+    for option in OPTIONS:
         assert getattr(Options, option.key) is option
         assert option.flag == "--" + option.key.replace("_", "-")
         assert option.env == "DAEMONKIT_" + option.key.upper()

@@ -52,8 +52,7 @@ def test_numbers_and_text_are_read_as_seconds(value: float | str, expected: floa
         ),
         (
             "2H",
-            '@every("2H"): "H" is not a unit of time (did you mean "2h"?); '
-            'use ms, s, m, h, d or w, as in "1h30m"',
+            '@every("2H"): "H" is not a unit of time (did you mean "2h"?); use ms, s, m, h, d or w, as in "1h30m"',
         ),
         ("1h30", '@every("1h30"): 30 lacks its unit; use ms, s, m, h, d or w, as in "1h30m"'),
         ("30 1h", '@every("30 1h"): 30 lacks its unit; use ms, s, m, h, d or w, as in "1h30m"'),
@@ -63,8 +62,7 @@ def test_numbers_and_text_are_read_as_seconds(value: float | str, expected: floa
         (float("inf"), "@every(inf): a duration must be finite"),
         (
             "soon",
-            '@every("soon"): not a duration; '
-            'write a number of seconds, or text such as "90s", "5m" or "1h30m"',
+            '@every("soon"): not a duration; write a number of seconds, or text such as "90s", "5m" or "1h30m"',
         ),
     ],
 )

@@ -215,7 +215,10 @@ def test_a_lock_taken_with_flock_alone_is_seen(path: str) -> None:
 
 
 def test_asking_never_stands_in_the_way_of_an_acquire(path: str) -> None:
-    program = "import sys\nfrom daemonkit.core.pidfile import inspect\nprint('asking', flush=True)\nwhile True: inspect(sys.argv[1])"
+    program = (
+        "import sys\nfrom daemonkit.core.pidfile import inspect\nprint('asking', flush=True)\n"
+        "while True: inspect(sys.argv[1])"
+    )
     asker = subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE, text=True)
     try:
         assert asker.stdout is not None

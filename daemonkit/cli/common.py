@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from daemonkit import config
+from daemonkit import config, options
 from daemonkit.core.pidfile import State, inspect
 from daemonkit.errors import NotRunning, UsageError
 
@@ -94,7 +94,7 @@ def configuration_options(*only: str) -> Callable[[Command], Command]:
     """Add ``--config`` and one flag for each option of the configuration (or for those named)."""
 
     def decorate(function: Command) -> Command:
-        for option in reversed(config.OPTIONS):
+        for option in reversed(options.OPTIONS):
             if not only or option.key in only:
                 function = click.option(option.flag, option.key, metavar=option.metavar, help=option.doc)(function)
         return click.option("--config", "config_path", metavar="FILE", help="Read this configuration file.")(function)
@@ -134,14 +134,14 @@ def place_of(
     """The daemon that is meant.  The configuration is read only if the run directory is not given."""
     preset = ctx.obj if isinstance(ctx.obj, Preset) else None
     if name is None and module is not None:
-        name = config.name_of(f"-m {module}")
+        name = options.name_of(f"-m {module}")
     if name is None and preset is not None:
-        name = preset.name or config.name_of(preset.target)
+        name = preset.name or options.name_of(preset.target)
     if name is None:
         raise click.UsageError("Missing argument 'NAME'.", ctx)
     if name.endswith(".py") or "/" in name:
-        name = config.name_of(name)
-    return Place(config.check_name(name), run_dir_of(preset, name, run_dir, config_path))
+        name = options.name_of(name)
+    return Place(options.check_name(name), run_dir_of(preset, name, run_dir, config_path))
 
 
 def run_dir_of(preset: Preset | None, name: str | None, run_dir: str | None, config_path: str | None) -> str:

@@ -25,6 +25,5 @@ def command(run_dir: str | None, config_path: str | None, json_wanted: bool) -> 
         return
     width = max((len(status["name"]) for status in statuses), default=0)
     for status in statuses:
-        click.echo(
-            f"{status['name']:<{width}}  {status['state']:<11}  {status['pid'] or '-':>7}  {status.get('script') or ''}".rstrip()
-        )
+        pid, script = status["pid"] or "-", status.get("script") or ""
+        click.echo(f"{status['name']:<{width}}  {status['state']:<11}  {pid:>7}  {script}".rstrip())

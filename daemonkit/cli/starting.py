@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from daemonkit import config, loader, trust
+from daemonkit import config, loader, options, trust
 from daemonkit.cli.common import Preset, target_of
 from daemonkit.handover import Handover
 
@@ -29,7 +29,8 @@ class Request(NamedTuple):
     @property
     def name(self) -> str:
         """The daemon's name: as given, else as the script says, else the script's stem."""
-        return config.check_name(self.command_line.get("name") or self.script_name or config.name_of(self.target))
+        given = self.command_line.get("name") or self.environ.get("DAEMONKIT_NAME") or self.script_name
+        return options.check_name(given or options.name_of(self.target))
 
     def configuration(self, script: Mapping[str, Any] | None = None) -> config.Configuration:
         """Read the configuration; ``script`` are the options that the loaded script declares."""
@@ -44,7 +45,7 @@ class Request(NamedTuple):
 
 
 def request_of(
-    ctx: click.Context, module: str | None, args: tuple[str, ...], options: Mapping[str, Any], config_path: str | None
+    ctx: click.Context, module: str | None, args: tuple[str, ...], flags: Mapping[str, Any], config_path: str | None
 ) -> Request:
     """The request on the command line."""
     preset = ctx.obj if isinstance(ctx.obj, Preset) else None
@@ -52,8 +53,8 @@ def request_of(
     return Request(
         target,
         rest,
-        command_line={key: value for key, value in options.items() if value is not None},
-        environ={key: value for key, value in os.environ.items() if key.startswith("DAEMONKIT_")},
+        command_line={key: value for key, value in flags.items() if value is not None},
+        environ=config.relevant(os.environ),
         script=preset.options if preset else None,
         config_path=config_path,
         cwd=_working_directory(),
@@ -61,7 +62,7 @@ def request_of(
     )
 
 
-def prepare(request: Request) -> tuple[Handover, config.Options]:
+def prepare(request: Request) -> tuple[Handover, options.Options]:
     """Check everything that can be checked before a process is started, and make the run directory.
 
     Raises:
@@ -72,7 +73,7 @@ def prepare(request: Request) -> tuple[Handover, config.Options]:
     if os.geteuid() == 0:
         for file in filter(None, (loaded.config_path, None if is_module else path)):
             trust.check_trusted(file)
-    trust.prepare_run_dir(loaded.options.run_dir)
+    trust.prepare_run_dir(loaded.options.run_dir, owner=loaded.options.user)
     _make_module_path_absolute(request.cwd)
     handover = Handover(
         name=request.name,
@@ -84,6 +85,7 @@ def prepare(request: Request) -> tuple[Handover, config.Options]:
         environ=request.environ,
         config_path=loaded.config_path,
         run_dir=loaded.options.run_dir,
+        uid=os.geteuid(),
         detached=True,
     )
     return handover, loaded.options

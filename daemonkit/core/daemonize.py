@@ -26,11 +26,50 @@ from daemon import DaemonContext
 
 # What belongs to the terminal, the login or the service that happened to start us, not to the daemon.
 _NOT_PASSED_ON: Final = frozenset(
-    "_ OLDPWD PWD SHLVL TERM TERMCAP COLUMNS LINES COLORTERM LS_COLORS PS1 PS2 PROMPT_COMMAND MAIL MAILCHECK "
-    "DISPLAY XAUTHORITY WAYLAND_DISPLAY WINDOWID DESKTOP_SESSION SESSION_MANAGER DBUS_SESSION_BUS_ADDRESS "
-    "TMUX TMUX_PANE STY WINDOW SUDO_COMMAND SUDO_USER SUDO_UID SUDO_GID SUDO_PS1 "
-    "INVOCATION_ID JOURNAL_STREAM SYSTEMD_EXEC_PID MANAGERPID NOTIFY_SOCKET WATCHDOG_USEC WATCHDOG_PID "
-    "LISTEN_PID LISTEN_FDS LISTEN_FDNAMES MAINPID".split()
+    [
+        "_",
+        "OLDPWD",
+        "PWD",
+        "SHLVL",
+        "TERM",
+        "TERMCAP",
+        "COLUMNS",
+        "LINES",
+        "COLORTERM",
+        "LS_COLORS",
+        "PS1",
+        "PS2",
+        "PROMPT_COMMAND",
+        "MAIL",
+        "MAILCHECK",
+        "DISPLAY",
+        "XAUTHORITY",
+        "WAYLAND_DISPLAY",
+        "WINDOWID",
+        "DESKTOP_SESSION",
+        "SESSION_MANAGER",
+        "DBUS_SESSION_BUS_ADDRESS",
+        "TMUX",
+        "TMUX_PANE",
+        "STY",
+        "WINDOW",
+        "SUDO_COMMAND",
+        "SUDO_USER",
+        "SUDO_UID",
+        "SUDO_GID",
+        "SUDO_PS1",
+        "INVOCATION_ID",
+        "JOURNAL_STREAM",
+        "SYSTEMD_EXEC_PID",
+        "MANAGERPID",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "LISTEN_PID",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+        "MAINPID",
+    ]
 )
 _NOT_PASSED_ON_PREFIXES: Final = ("SSH_", "XDG_SESSION", "XDG_SEAT", "XDG_VTNR", "GPG_", "BASH_", "LC_TERMINAL", "VTE_")
 
