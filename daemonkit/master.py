@@ -32,7 +32,9 @@ DEFAULT_SIGNALS: Final = (
     signal.SIGTTIN,
     signal.SIGTTOU,
     signal.SIGCHLD,
+    signal.SIGIO,  # a script's own main loop is served by it, and it may outlive a re-exec on inherited descriptors
 )
+WAKING: Final = frozenset({signal.SIGALRM, signal.SIGCHLD, signal.SIGIO})
 
 
 class Master:
@@ -87,7 +89,7 @@ class Master:
     def act_on_signals(self) -> None:
         """Do what the signals that came since the last call are for."""
         for number in self.parts.signals.take():
-            if number in (signal.SIGALRM, signal.SIGCHLD):
+            if number in WAKING and number not in self.script.handlers:
                 continue  # they only wake; what is due is read off the clock, who ended is told by pidfds
             self.act_on(number)
 

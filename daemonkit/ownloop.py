@@ -32,7 +32,6 @@ class OwnLoop:
         """Run ``main_loop`` to its end; the daemon stops with it, with exit code 1 if it raised."""
         signals, loop = self._master.parts.signals, self._master.parts.loop
         signals.after_note = self._interrupt
-        signals.catch(signal.SIGIO)
         loop.on_watch = _signal_when_ready
         for fd in loop.watched():
             _signal_when_ready(fd)

@@ -48,7 +48,7 @@ def _job(job: Job, offset: int) -> dict[str, Any]:
     return {
         "name": job.name,
         "when": job.when,
-        "state": "paused" if job.paused else "waiting" if job.planned is not None else "done",
+        "state": "done" if job.planned is None else "paused" if job.paused else "waiting",
         "last_run": record.last_started / 1e9 if record.runs else None,
         "next_run": None if job.planned is None or job.paused else (job.planned + offset) / 1e9,
         "duration": record.last_duration / 1e9,
@@ -107,7 +107,7 @@ def _memory() -> int:
 
 
 def _moment(seconds: float) -> str:
-    local = time.localtime(seconds)
+    local = time.localtime(round(seconds, 3))
     same_day = local[:3] == time.localtime()[:3]
     return time.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M:%S", local)
 

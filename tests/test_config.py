@@ -67,7 +67,7 @@ def test_each_source_beats_those_before_it_and_is_named(here: Path, count: int) 
     for _, more in SOURCES[:count]:
         given.update(more)
     found = read(here, **given)
-    assert found.options.graceful_timeout == [30, 1, 2, 3, 4, 5][count - 1]
+    assert found.options.graceful_timeout == [20, 1, 2, 3, 4, 5][count - 1]
     assert found.sources["graceful_timeout"].endswith(SOURCES[count - 1][0])
     assert found.sources["ready_timeout"] == "default"
 

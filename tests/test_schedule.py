@@ -386,10 +386,9 @@ def as_debian_does(minute: str, hour: str, zone: ZoneInfo, start: int, end: int)
     for now in range(start, end + 1, 60):
         face = datetime.fromtimestamp(now, zone).replace(tzinfo=None)
         ahead = (face - reached) // timedelta(minutes=1)
+        due = [reached + timedelta(minutes=n + 1) for n in range(ahead)]
         if not fixed or abs(ahead) >= 180:
             due = [face]
-        else:
-            due = [reached + timedelta(minutes=n + 1) for n in range(ahead)]
         if any(at.minute in MINUTES[minute] and at.hour in HOURS[hour] for at in due):
             found.append(now * SECOND)
         reached = face if abs(ahead) >= 180 else max(reached, face)
@@ -520,9 +519,22 @@ def test_a_step_forward_into_a_minute_that_was_served_before_a_step_back_does_no
     assert step("0 12,18 * * *", "08:00", "12:00:20", waits_for="18:00") == Step(False, 6 * HOUR - 20 * SECOND)
 
 
-def test_a_job_that_is_already_due_stays_so() -> None:
+@pytest.mark.parametrize("by", [SECOND, HOUR, 5 * HOUR, -5 * HOUR])
+def test_a_late_job_stays_due(by: int) -> None:
     cron = Cron("0 12 * * *", "UTC")
-    assert cron.stepped(-5, 0, NOON + 5, NOON + HOUR) == Step(False, -5)
+    assert cron.stepped(-5, 0, NOON + 5, NOON + 5 + by) == Step(False, -5)
+
+
+def test_a_late_job_whose_fixed_time_comes_back_is_run_then_and_only_then() -> None:
+    cron = Cron("0 12 * * *", "UTC")
+    late = 5 * SECOND
+    answer = cron.stepped(-late, 0, NOON + late, NOON + late - HOUR)
+    assert answer == Step(False, HOUR - late)
+    assert cron.following(HOUR - late, HOUR - late, NOON) == (HOUR - late + DAY, 0)
+
+
+def test_a_job_that_never_comes_again_does_not_come_by_a_step() -> None:
+    cron = Cron("0 12 * * *", "UTC")
     assert cron.stepped(None, 0, NOON, NOON + HOUR) == Step(False, None)
 
 

@@ -152,18 +152,23 @@ class Cron:
         3 hours, a job at a fixed time is run now if the step went over its time, and is not run again for a
         time that comes back.  Other jobs, and every job after a larger step, go by the new time at once; a
         job of the minute that the clock now shows is run now, for cron looks once a minute.  A step of less
-        than a minute neither skips nor repeats anything, whatever the job.
+        than a minute neither skips nor repeats anything, whatever the job.  A late job stays due,
+        unless its time comes back.
         """
-        if due is None or due <= now:
-            return Step(False, due)
+        if due is None:
+            return Step(False, None)
+        size = abs(wall - expected)
+        special = size < MINUTE or (self._fixed and size < CORRECTION)
+        if due <= now:
+            # Late, and its time is to come back: run now, it would be run again then.
+            return Step(False, due + (expected - wall) if special and wall < expected else due)
         # The time it waits for, not the step, tells what has run already: after two steps back, times that
         # lie before the second one may still have been served before the first.
         awaited = self.next_wall(expected + (due - now) - SECOND)
         if awaited is None:
             return Step(False, None)
-        size = abs(wall - expected)
         minute = wall - wall % MINUTE
-        if size < MINUTE or (self._fixed and size < CORRECTION):
+        if special:
             upcoming: int | None = awaited
         elif wall > expected:
             upcoming = self.next_wall(max(minute, awaited) - 1)

@@ -37,7 +37,7 @@ def readings() -> dict[str, float]:
 def beat() -> None:
     """Log the readings; those above their threshold as a warning."""
     now = readings()
-    text = "load %(load).2f, memory %(memory).1f %%, disk %(disk).1f %%" % now
+    text = f"load {now['load']:.2f}, memory {now['memory']:.1f} %, disk {now['disk']:.1f} %"
     above = [key for key, value in now.items() if value > settings().get(key, float("inf"))]
     if above:
         log.warning("%s: %s above threshold", text, ", ".join(above))
