@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-from daemonkit.core.duration import describe, seconds
+from daemonkit.core.duration import describe, positive_seconds, seconds
 from daemonkit.core.job import Job, Policy
 from daemonkit.core.schedule import After, Cron, Every, Schedule
 from daemonkit.core.signals import RESERVED
@@ -213,10 +213,7 @@ def _duration(value: float | str, what: str) -> float:
     """Numbers, the usual case, without the parser of texts: 100,000 jobs may be declared."""
     if type(value) is int and value > 0:
         return value
-    length = seconds(value, what=what)
-    if length <= 0:
-        raise UsageError(f"{what}: the time must be more than 0")
-    return length
+    return positive_seconds(value, what=what)
 
 
 def _nanoseconds(value: float | str, what: str) -> int:

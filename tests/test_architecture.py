@@ -1,0 +1,103 @@
+"""Imports point down, nothing inside imports the package root, and nothing is loaded that is not used."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import daemonkit
+
+ROOT = Path(daemonkit.__file__).parent
+
+# From top to bottom: a module imports only from its own line or from lines below it.
+LAYERS = [
+    ["__main__"],
+    ["cli"],
+    ["image"],
+    ["master", "upgrade", "ownloop", "requests"],
+    ["launch", "inquiry", "ending", "parts", "report", "loader"],
+    ["api"],
+    ["script", "handover", "control", "config"],
+    ["config_file"],
+    ["trust", "service"],
+    ["options"],
+    ["core"],
+    ["errors"],
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# The one arrow up: a script's main() is the command; it is taken when it is called.
+UPWARD = {("api", "cli")}
+OPTIONAL = {"cronsim": "core/schedule.py", "daemon": "core/daemonize.py", "setproctitle": "image.py", "click": "cli/"}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that the file imports, anywhere but under TYPE_CHECKING."""
+    found = set()
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "daemonkit":
+                found |= {f"daemonkit.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return found
+
+
+def unit(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    here = unit(path)
+    assert here in LEVEL, f"{here} has no place in the table"
+    for name in imports(path):
+        if not name.startswith("daemonkit"):
+            continue
+        assert name != "daemonkit", f"{path} imports the package root"
+        there = name.split(".")[1]
+        assert LEVEL[there] >= LEVEL[here] or (here, there) in UPWARD, f"{here} imports {there}, which stands above it"
+
+
+@pytest.mark.parametrize(("library", "home"), OPTIONAL.items())
+def test_a_library_is_imported_in_its_one_place(library: str, home: str) -> None:
+    users = {str(path.relative_to(ROOT)) for path in modules() if library in {n.split(".")[0] for n in imports(path)}}
+    assert users
+    assert all(user.startswith(home) for user in users), users
+
+
+def test_every_public_name_can_be_had_and_is_listed() -> None:
+    for name in daemonkit.__all__:
+        assert getattr(daemonkit, name) is not None
+    assert sorted(daemonkit.__all__, key=str.lower) == sorted(set(daemonkit.__all__), key=str.lower)
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    long = {str(path.relative_to(ROOT)): n for path in modules() if (n := len(path.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_the_daemons_image_loads_nothing_that_a_timer_does_not_need() -> None:
+    program = "import sys, daemonkit.image; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    unwanted = {"click", "daemon", "cronsim", "sqlite3", "redis", "kazoo", "multiprocessing", "asyncio", "subprocess"}
+    unwanted |= {"dataclasses", "inspect", "tomllib", "zoneinfo", "difflib"}
+    assert not unwanted & set(loaded)
