@@ -109,7 +109,7 @@ class _Image:
         self._server = control.Server(sock, loop, lambda message, client: requests.serve(master, message, client))
         master.upgrade.server = self._server
         if error := master.start():
-            master.run_stop_hooks()
+            master.wind_up()
             raise StartError(error)
         self._ready(master)
         return master

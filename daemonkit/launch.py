@@ -40,6 +40,7 @@ def start(handover: Handover, options: Options) -> int:
     """
     privileges.resolve(options.user, options.group)  # a refusal now costs nothing
     lock_fd = _lock(handover).detach()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored it would take our children's status from us
     _become_subreaper()
     before = _children()
     reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -69,16 +70,16 @@ def run_in_front(handover: Handover, options: Options) -> NoReturn:
     privileges.resolve(options.user, options.group)
     pidfile = _lock(handover)
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    from daemonkit.core.daemonize import open_standard_streams, reset_signals
+
+    reset_signals()
     if os.getpid() == 1:
         _serve_as_init(pidfile)
     os.umask(options.umask)
     if options.chdir:
         os.chdir(options.chdir)
     lock_fd = pidfile.detach()
-    from daemonkit.core.daemonize import open_standard_streams, reset_signals
-
     open_standard_streams()
-    reset_signals()
     environ = dict(os.environ)
     handover._replace(lock_fd=lock_fd).execute(environ)
 
@@ -129,35 +130,50 @@ def _become(handover: Handover, options: Options) -> NoReturn:
 
 
 class _Wait:
-    """The launcher's end of the status pipe."""
+    """The launcher's end of the status pipe, and the daemon's pidfd: the script may close or pass on the other end."""
 
     def __init__(self, reader: int, handover: Handover, ready_timeout: float) -> None:
         self._reader = reader
         self._name = handover.name
         self._timeout = ready_timeout
         self._pid: int | None = None
+        self._pidfd = -1
+        self._poll = select.poll()
+        self._poll.register(reader, select.POLLIN)
+        os.set_blocking(reader, False)
 
     def until_ready(self) -> int:
         """Return the daemon's PID, or raise the reason why it is not ready."""
         end = time.monotonic() + self._timeout
-        poll = select.poll()
-        poll.register(self._reader, select.POLLIN)
         rest = b""
         while True:
             left = end - time.monotonic()
-            if left <= 0 or not poll.poll(max(1, int(left * 1000))):
+            happened = [fd for fd, _ in self._poll.poll(max(1, int(left * 1000)))] if left > 0 else []
+            if not happened:
                 doing = f" (it is {busy.name})" if (busy := self._activity()) else ""
                 raise StartError(f"{self._name} was not ready within ready_timeout, {self._timeout:g} s{doing}; ended")
-            data = os.read(self._reader, 65536)
-            if not data:
+            if data := self._read():
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    if self._hear(json.loads(line)) and self._pid:
+                        return self._pid
+            elif self._pid is None or self._pidfd in happened:
                 raise StartError(f"{self._name} {self._death()} before it was ready")
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                if self._hear(json.loads(line)) and self._pid:
-                    return self._pid
+            elif data is not None:
+                self._poll.unregister(self._reader)  # its end is closed: what is left to wait for is its death
+
+    def _read(self) -> bytes | None:
+        """What is in the pipe: b"" for its end, None for nothing yet."""
+        try:
+            return os.read(self._reader, 65536)
+        except BlockingIOError:
+            return None
 
     def _hear(self, message: dict[str, Any]) -> bool:
-        self._pid = message.get("pid", self._pid)
+        if "pid" in message:
+            self._pid = message["pid"]
+            self._pidfd = os.pidfd_open(message["pid"])
+            self._poll.register(self._pidfd, select.POLLIN)
         if "failed" in message:
             raise StartError(message["failed"])
         return "ready" in message
@@ -186,7 +202,8 @@ def _restore_signals(mask: set[int | signal.Signals]) -> None:
         raise StartError(f"interrupted by {signal.Signals(number).name}; nothing was left running")
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, give_up)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup(1) is meant for the start, too
+            signal.signal(number, give_up)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask - {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 

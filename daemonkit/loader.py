@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from daemonkit.core.signals import StopNow
 from daemonkit.errors import ScriptError, UsageError
 from daemonkit.script import Script
 
@@ -46,7 +47,9 @@ class Loader:
                 raise ScriptError(f"{target}: called sys.exit({_shown(error.code)}) while it was imported") from None
         except UsageError as error:
             raise UsageError(f"{_place(error, str(module.__file__))}{error}") from None
-        except Exception as error:  # noqa: BLE001 - whatever a script raises, its traceback is the message
+        except StopNow:
+            raise
+        except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt and its like too are the script's failure
             raise ScriptError(_traceback(error)) from None
         script = self._chosen or self._only(module)
         if script.is_empty:
@@ -131,7 +134,7 @@ def _module(name: str) -> tuple[types.ModuleType, types.CodeType]:
     return module, code
 
 
-def _traceback(error: Exception) -> str:
+def _traceback(error: BaseException) -> str:
     """The traceback from the script's first frame on: ours above it say nothing to its author."""
     import traceback
 

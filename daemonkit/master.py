@@ -165,6 +165,13 @@ class Master:
             parts.board.leave()
         return None
 
+    def wind_up(self) -> None:
+        """Run the `stop` hooks, with a time of their own if what was in hand has used up the one to stop."""
+        signals = self.parts.signals
+        if not signals.at_once:
+            signals.set_deadline(HOOK_GRACE if signals.interrupted else None)
+            self.run_stop_hooks()
+
     def run_stop_hooks(self) -> None:
         """Run the `stop` hooks, each once, within what is left of the time to stop."""
         for hook in self.script.handlers.pop("stop", ()):
@@ -179,9 +186,7 @@ class Master:
         parts.timer.disarm()
         self._is_stopping = True
         log.info("stopping%s", f" on {signal.Signals(n).name}" if (n := parts.signals.stop_signal) else "")
-        if not parts.signals.at_once:
-            parts.signals.set_deadline(HOOK_GRACE if parts.signals.interrupted else None)
-            self.run_stop_hooks()
+        self.wind_up()
         if parts.signals.interrupted:
             self.exit_code = self.exit_code or 1
         log.info("stopped")

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.utils import PacifyFlushWrapper
 
 from daemonkit.cli.common import Preset
 from daemonkit.errors import DaemonkitError
@@ -106,9 +107,8 @@ def call(args: list[str] | None, preset: Preset | None, prog: str) -> int:
         return error.exit_code
     except click.Abort:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader left; nobody wants the rest
-        return 0
+    except SystemExit as end:  # how click ends when the reader of our output has left: nobody wants the rest
+        return 0 if isinstance(sys.stdout, PacifyFlushWrapper) else int(end.code or 0)
     except DaemonkitError as error:
         text = str(error)
         click.echo(text if "\n" in text else f"{prog}: {text}", err=True)

@@ -38,6 +38,11 @@ class Board:
         """``name`` has begun at ``now`` (monotonic nanoseconds)."""
         _LAYOUT.pack_into(self._map, 0, now, name.encode()[:239])
 
+    def close(self) -> None:
+        """Take the board down."""
+        self._map.close()
+        os.close(self._fd)
+
     def leave(self) -> None:
         """The code in hand has ended."""
         _LAYOUT.pack_into(self._map, 0, 0, b"")
