@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.utils import PacifyFlushWrapper
 
 from daemonkit.cli.common import Preset
 from daemonkit.errors import DaemonkitError
@@ -108,7 +107,7 @@ def call(args: list[str] | None, preset: Preset | None, prog: str) -> int:
     except click.Abort:
         return 130
     except SystemExit as end:  # how click ends when the reader of our output has left: nobody wants the rest
-        return 0 if isinstance(sys.stdout, PacifyFlushWrapper) else int(end.code or 0)
+        return 0 if isinstance(end.__context__, BrokenPipeError) else int(end.code or 0)
     except DaemonkitError as error:
         text = str(error)
         click.echo(text if "\n" in text else f"{prog}: {text}", err=True)

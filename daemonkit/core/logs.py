@@ -40,6 +40,7 @@ class Sink:
         self.lost = 0
         self._pid = os.getpid()
         self._fd = _open_file(path) if path else _open_stream(2)
+        self._streams: tuple[int, ...] = ()  # descriptors that are this log, too
         self.echo = False  # True until ready: the starting terminal is to see it too
 
     def write(self, level: int, text: str) -> None:
@@ -77,13 +78,16 @@ class Sink:
         if self.path:
             fd = _open_file(self.path)
             os.dup2(fd, self._fd, inheritable=False)
+            for stream in self._streams:
+                os.dup2(fd, stream)
             os.close(fd)
 
     def take_over_streams(self) -> None:
         """Let descriptors 1 and 2 be this log: what C code and children print goes there too (daemon(7), step 9)."""
         sys.stdout.flush()
         sys.stderr.flush()
-        for fd in (1, 2):
+        self._streams = (1, 2)
+        for fd in self._streams:
             os.dup2(self._fd, fd)
         self.echo = False
 
