@@ -10,9 +10,9 @@ from typing import Final
 from daemonkit.core.holder import Holder, find, settled
 from daemonkit.core.pidfile import PidFile
 from daemonkit.errors import DaemonkitError, NotAllowed, StopTimeout, UsageError
+from daemonkit.options import Schedule
 
-Schedule = tuple[tuple[int, float], ...]
-SCHEDULE: Final[Schedule] = ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0))
+KILL_TIME: Final = 5.0  # seconds that the kernel may take to end what was sent KILL
 
 
 def schedule(timeout: float) -> Schedule:
@@ -23,7 +23,7 @@ def schedule(timeout: float) -> Schedule:
     """
     if not 0 <= timeout < 1e9:
         raise UsageError(f"--timeout {timeout:g}: a number of seconds, 0 or more, is wanted")
-    return ((signal.SIGTERM, timeout), (signal.SIGKILL, SCHEDULE[-1][1]))
+    return ((signal.SIGTERM, timeout), (signal.SIGKILL, KILL_TIME))
 
 
 def end(pid_path: str, socket_path: str, stop_schedule: Schedule) -> str:

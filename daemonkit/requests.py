@@ -64,6 +64,10 @@ def _reexec(master: Master, message: Message, client: Client) -> Answer:
     return None
 
 
+def _scale(master: Master, message: Message, client: Client) -> Answer:
+    return {"ok": False, "error": f"no worker named {message.get('worker')!r}; the script declares none"}
+
+
 def _launch(master: Master, message: Message, client: Client) -> Answer:
     """How it was started, for `restart`."""
     handover = master.parts.handover
@@ -102,5 +106,6 @@ _REQUESTS: dict[str, Callable[[Any, Message, Client], Answer]] = {
     "resume": _resume,
     "reload": _reload,
     "reexec": _reexec,
+    "scale": _scale,
     "launch": _launch,
 }

@@ -105,15 +105,13 @@ def test_a_module_is_found_on_the_path_and_a_package_by_its_main(tmp_path: Path)
     package = tmp_path / "pack"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "__main__.py").write_text(
-        "from . import part\nfrom daemonkit.script import Script\nd = Script(part.N)\n"
-    )
-    (package / "__main__.py").open("a").write("d.every(1)(print)\n")
+    main = "from . import part\nfrom daemonkit.script import Script\nd = Script(part.N)\nd.every(1)(print)\n"
+    (package / "__main__.py").write_text(main)
     (package / "part.py").write_text("N = 'inner'\n")
     sys.path.insert(0, str(tmp_path))
     assert loader.find("-m pack") == ("pack", True)
     assert loader.Loader(Daemon()).load("pack", True, []).name == "inner"
-    with pytest.raises(ScriptError, match="no module named 'nopack'"):
+    with pytest.raises(ScriptError, match="no such module on the module search path"):
         loader.Loader(Daemon()).load("nopack", True, [])
     with pytest.raises(ScriptError, match="not the name of a module"):
         loader.find("-m no-such/module")

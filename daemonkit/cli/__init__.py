@@ -29,6 +29,7 @@ COMMANDS = {
     "trigger": "Run a timer job now.",
     "pause": "Let timer jobs rest.",
     "resume": "Put paused timer jobs back on their grid.",
+    "scale": "More or fewer processes of a named worker.",
     "check": "Import and validate a script; nothing is started.",
     "timetable": "Show when each job of a script would run.",
     "unit": "Print a systemd unit or an init script for a script.",

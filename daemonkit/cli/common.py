@@ -11,7 +11,7 @@ import click
 
 from daemonkit import config, options
 from daemonkit.core.pidfile import State, inspect
-from daemonkit.errors import NotRunning, UsageError
+from daemonkit.errors import ConfigError, NotRunning, UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -149,7 +149,21 @@ def run_dir_of(preset: Preset | None, name: str | None, run_dir: str | None, con
     given = run_dir or (os.environ.get("DAEMONKIT_RUN_DIR") if config_path is None else None)
     if given:
         return os.path.abspath(given)
-    loaded = config.load(
+    return _load(preset, name, config_path).options.run_dir
+
+
+def stop_schedule_of(ctx: click.Context, place: Place, config_path: str | None) -> options.Schedule:
+    """How the daemon is to be stopped.  A configuration that cannot be read is no reason to let it run on."""
+    preset = ctx.obj if isinstance(ctx.obj, Preset) else None
+    try:
+        return _load(preset, place.name, config_path).options.stop_schedule
+    except ConfigError as error:
+        click.echo(f"{error}; stopping by the default stop_schedule", err=True)
+        return options.parse_stop_schedule(options.Options.stop_schedule.default)
+
+
+def _load(preset: Preset | None, name: str | None, config_path: str | None) -> config.Configuration:
+    return config.load(
         name,
         command_line={},
         environ=os.environ,
@@ -157,7 +171,6 @@ def run_dir_of(preset: Preset | None, name: str | None, run_dir: str | None, con
         config_path=config_path,
         cwd=os.getcwd(),
     )
-    return loaded.options.run_dir
 
 
 def names_in(run_dir: str) -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import click
 
 from daemonkit import ending
-from daemonkit.cli.common import name_argument, place_of
+from daemonkit.cli.common import name_argument, place_of, stop_schedule_of
 
 
 @click.command()
-@click.option("--timeout", type=float, metavar="SECONDS", help="Send KILL after this long.  [default: 30]")
+@click.option(
+    "--timeout", type=float, metavar="SECONDS", help="Send KILL after this long.  [default: as stop_schedule says, 30]"
+)
 @name_argument
 @click.pass_context
 def command(
@@ -30,7 +32,6 @@ def command(
       daemonkit kill --timeout 5 heartbeat.py
     """
     place = place_of(ctx, name, module, run_dir, config_path)
-    how = ending.end(
-        place.pid_path, place.socket_path, ending.SCHEDULE if timeout is None else ending.schedule(timeout)
-    )
+    schedule = stop_schedule_of(ctx, place, config_path) if timeout is None else ending.schedule(timeout)
+    how = ending.end(place.pid_path, place.socket_path, schedule)
     click.echo(f"{place.name} {how}")

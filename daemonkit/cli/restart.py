@@ -15,7 +15,9 @@ from daemonkit.handover import Handover
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--timeout", type=float, metavar="SECONDS", help="Send KILL after this long.  [default: 30]")
+@click.option(
+    "--timeout", type=float, metavar="SECONDS", help="Send KILL after this long.  [default: as stop_schedule says, 30]"
+)
 @configuration_options()
 @target_argument
 @click.pass_context
@@ -47,9 +49,8 @@ def command(
         handover, chosen = _as_before(ctx, str(given), options.get("run_dir"), config_path)
     else:
         handover, chosen = starting.prepare(starting.request_of(ctx, module, args, options, config_path))
-    how = ending.end(
-        handover.pid_path, handover.socket_path, ending.SCHEDULE if timeout is None else ending.schedule(timeout)
-    )
+    schedule = chosen.stop_schedule if timeout is None else ending.schedule(timeout)
+    how = ending.end(handover.pid_path, handover.socket_path, schedule)
     click.echo(f"{handover.name} {how}")
     try:
         pid = launch.start(handover, chosen)
