@@ -1,5 +1,5 @@
 # Everything on a fresh Debian machine that has python3:  make demo   make test
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test lint docs etc bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -27,3 +27,6 @@ bench: $(VENV)/ready
 
 clean:
 	rm -rf .venv* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+etc: $(VENV)/ready
+	$(VENV)/bin/python -c "from daemonkit.service.unit import ready_made; [open(f'etc/{path}', 'w').write(text) for path, text in ready_made().items()]"

@@ -84,6 +84,13 @@ def load(
     return Configuration(Options(values), sources, file and file.path, file.settings(name) if file else {})
 
 
+def defaults(uid: int) -> Options:
+    """What is in force for ``uid`` when nothing is configured."""
+    values = _defaults({}, uid)
+    _fill_in(values, None)
+    return Options(values)
+
+
 def relevant(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that ``load`` looks at, for whoever will load again in another environment."""
     wanted = ("HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME")

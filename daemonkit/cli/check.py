@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from daemonkit import loader
+from daemonkit import loader, trust
 from daemonkit.cli import starting
 from daemonkit.cli.common import configuration_options, target_argument
 from daemonkit.script import Script
@@ -41,6 +41,8 @@ def load(path: str, is_module: bool, args: list[str]) -> Script:
 
     if is_module:
         sys.path.insert(0, os.getcwd())
+    elif os.geteuid() == 0:
+        trust.check_trusted(path)
     default.loading = loader.Loader(default)
     try:
         return default.loading.load(path, is_module, args)

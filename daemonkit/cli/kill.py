@@ -10,7 +10,7 @@ from daemonkit.cli.common import name_argument, place_of, stop_schedule_of
 
 @click.command()
 @click.option(
-    "--timeout", type=float, metavar="SECONDS", help="Send KILL after this long.  [default: as stop_schedule says, 30]"
+    "--timeout", type=float, metavar="SECONDS", help="Send KILL after this long.  [default: see stop_schedule]"
 )
 @name_argument
 @click.pass_context

@@ -9,14 +9,14 @@ import click
 
 from daemonkit import ending
 from daemonkit.cli import starting
-from daemonkit.cli.common import Preset, configuration_options, place_of, target_argument
-from daemonkit.errors import AlreadyRunning, DaemonkitError, NotRunning
+from daemonkit.cli.common import Place, Preset, configuration_options, place_of, target_argument
+from daemonkit.errors import AlreadyRunning, ControlError, DaemonkitError, NotRunning
 from daemonkit.handover import Handover
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option(
-    "--timeout", type=float, metavar="SECONDS", help="Send KILL after this long.  [default: as stop_schedule says, 30]"
+    "--timeout", type=float, metavar="SECONDS", help="Send KILL after this long.  [default: see stop_schedule]"
 )
 @configuration_options()
 @target_argument
@@ -60,10 +60,26 @@ def command(
     click.echo(f"{handover.name} is running, pid {pid}")
 
 
+def _check_credible(place: Place) -> None:
+    """Refuse to be told by another user what to start: whoever takes over a daemon without privileges gets no more."""
+    pid = place.pid()
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            uids = next(line.split()[1:] for line in file if line.startswith("Uid:"))
+    except OSError:
+        raise NotRunning(f"{place.name} has just ended") from None
+    # All four: the effective one alone could be had for a moment, by executing a set-user-ID program.
+    if foreign := {*map(int, uids)} - {0, os.geteuid()}:
+        raise ControlError(
+            f"restart {place.name}: it runs as uid {foreign.pop()}, whose word on what to start is not taken"
+        )
+
+
 def _as_before(ctx: click.Context, name: str, run_dir: str | None, config_path: str | None) -> tuple[Handover, Any]:
     """How the running daemon was started."""
     place = place_of(ctx, name, None, run_dir, config_path)
     try:
+        _check_credible(place)
         launched = place.ask("launch")
     except NotRunning as error:
         raise NotRunning(f"{error}; to start it, name its script") from None

@@ -39,5 +39,9 @@ def command(
         kind = "initd" if "--initd" in args else "systemd"
     request = starting.request_of(ctx, module, tuple(rest), options, config_path)
     path, is_module = loader.find(request.target)
-    spec = unit.specify(request.name, path, is_module, request.args, request.configuration())
+    loaded = request.configuration()
+    flags = [word for key, value in request.command_line.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    if loaded.config_path and config_path:
+        flags += ["--config", loaded.config_path]
+    spec = unit.specify(request.name, path, is_module, request.args, loaded.options, flags)
     click.echo(unit.systemd_unit(spec) if kind == "systemd" else unit.initd_script(spec), nl=False)
