@@ -48,7 +48,7 @@ def as_a_user() -> None:
 
 def raise_descriptor_limit() -> int:
     """Allow ourselves and our children `HIGH_LIMIT` descriptors, or as many as may be; return how many."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (HIGH_LIMIT, max(hard, HIGH_LIMIT)))
         return HIGH_LIMIT

@@ -7,6 +7,7 @@ it cannot read or write now it leaves to the loop, and each client may hold only
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -51,6 +52,7 @@ class Client:
         """The loop's callback."""
         if self._unsent:
             self._send()
+            self._next_request()  # what came together with the one that is answered now
         else:
             self._receive()
 
@@ -68,19 +70,18 @@ class Client:
         self._next_request()
 
     def _next_request(self) -> None:
-        if self.is_waiting or b"\n" not in self._read:
-            return
-        line, _, rest = bytes(self._read).partition(b"\n")
-        self._read = bytearray(rest)
-        self.is_waiting = True
-        try:
-            message = json.loads(line)
-        except (ValueError, RecursionError):
-            message = None
-        if isinstance(message, dict) and isinstance(message.get("do"), str):
-            self._server.serve(message, self)
-        else:
-            self.answer({"ok": False, "error": 'a request is one JSON object a line, with "do"'})
+        while b"\n" in self._read and not self.is_waiting and not self._unsent and self.sock.fileno() >= 0:
+            line, _, rest = bytes(self._read).partition(b"\n")
+            self._read = bytearray(rest)
+            self.is_waiting = True
+            try:
+                message = json.loads(line)
+            except (ValueError, RecursionError):
+                message = None
+            if isinstance(message, dict) and isinstance(message.get("do"), str):
+                self._server.serve(message, self)
+            else:
+                self.answer({"ok": False, "error": 'a request is one JSON object a line, with "do"'})
 
     def _send(self) -> None:
         try:
@@ -103,6 +104,8 @@ class Server:
         self._loop = loop
         self._allowed = {0, os.geteuid()}
         self._clients: dict[int, Client] = {}  # in order of arrival: the first is the oldest
+        self._most = max(1, min(MAX_CLIENTS, os.sysconf("SC_OPEN_MAX") // 4))  # jobs need some, too
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         sock.setblocking(False)
         loop.watch(sock.fileno(), self._accept)
 
@@ -130,19 +133,29 @@ class Server:
             self.drop(client)
         self._loop.unwatch(self.sock.fileno())
         self.sock.close()
+        os.close(self._spare)
 
     def _accept(self, events: int) -> None:
         try:
             sock, _ = self.sock.accept()
-        except OSError:
-            return  # gone again, or no descriptor left: the next turn tries again
+        except OSError as error:
+            if error.errno == errno.EMFILE:
+                self._hang_up()
+            return  # or it is gone again
         if _peer(sock)[1] not in self._allowed:
             sock.close()
             return
-        if len(self._clients) >= MAX_CLIENTS:
+        if len(self._clients) >= self._most:
             self.drop(next(iter(self._clients.values())))
         sock.setblocking(False)
         self._add(Client(self, sock))
+
+    def _hang_up(self) -> None:
+        """Take the spare descriptor to be rid of a connection: left alone it would wake the loop again and again."""
+        os.close(self._spare)
+        with contextlib.suppress(OSError):
+            self.sock.accept()[0].close()
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def _add(self, client: Client) -> None:
         self._clients[client.sock.fileno()] = client
@@ -183,10 +196,8 @@ def ask(path: str, message: Message, *, pid: int | None = None, timeout: float =
     """
     end = time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(timeout)
         try:
-            with _short(path) as name:
-                sock.connect(name)
+            _connect(sock, path, timeout)
             if pid is not None and _peer(sock)[0] not in (pid, 0):
                 raise ControlError(f"ask {path}: pid {_peer(sock)[0]} listens there, not the daemon, pid {pid}")
             sock.sendall(json.dumps(message).encode() + b"\n")
@@ -199,6 +210,31 @@ def ask(path: str, message: Message, *, pid: int | None = None, timeout: float =
             if isinstance(error, ControlError):
                 raise
             raise ControlError(f"ask {path}: {error}") from None
+
+
+def _connect(sock: socket.socket, path: str, timeout: float) -> None:
+    """Connect, waiting while too many others wait; a non-blocking socket would not (connect(2), EAGAIN)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", *divmod(round(timeout * 1e6), 1000000)))
+    try:
+        with _short(path) as name:
+            sock.connect(name)
+    except BlockingIOError:
+        raise TimeoutError from None
+    sock.settimeout(timeout)
+
+
+def listener(path: str) -> int | None:
+    """The PID of the living process that listens at ``path``, be it too busy to answer; None if there is none.
+
+    A child that was forked off it, and outlives it, has inherited its socket but is not meant.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            _connect(sock, path, 0.1)
+            pid = _peer(sock)[0]
+        except OSError:
+            return None
+        return pid if os.path.exists(f"/proc/{pid}/exe") else None  # a zombie has none (proc(5))
 
 
 def _receive(sock: socket.socket, end: float) -> Message:

@@ -7,11 +7,13 @@ import os
 import signal
 from typing import Final
 
+from daemonkit import control
 from daemonkit.core.holder import Holder, find, settled
-from daemonkit.core.pidfile import PidFile
-from daemonkit.errors import DaemonkitError, NotAllowed, StopTimeout, UsageError
+from daemonkit.core.pidfile import PidFile, inspect
+from daemonkit.errors import ControlError, DaemonkitError, NotAllowed, StopTimeout, UsageError
 from daemonkit.options import Schedule
 
+ANSWER_TIME: Final = 1.0  # seconds that a daemon which has lost its PID file has to say so
 KILL_TIME: Final = 5.0  # seconds that the kernel may take to end what was sent KILL
 
 
@@ -32,7 +34,9 @@ def end(pid_path: str, socket_path: str, stop_schedule: Schedule) -> str:
     Raises:
         NotAllowed: it belongs to another user.
         StopTimeout: not even KILL ended it in time.
+        ControlError: its PID file was deleted, and it does not answer.
     """
+    seek_lost(pid_path, socket_path)
     with contextlib.ExitStack() as stack:
         holder = find(pid_path)
         if holder is None:
@@ -50,13 +54,30 @@ def end(pid_path: str, socket_path: str, stop_schedule: Schedule) -> str:
     return how
 
 
+def seek_lost(pid_path: str, socket_path: str) -> None:
+    """Find a daemon whose PID file was deleted or replaced by its socket; asked for its status, it restores the file.
+
+    Raises:
+        ControlError: it is there, but too busy to answer.
+    """
+    if not os.path.exists(socket_path) or inspect(pid_path).locked or (pid := control.listener(socket_path)) is None:
+        return
+    try:
+        control.ask(socket_path, {"do": "status"}, pid=pid, timeout=ANSWER_TIME)
+    except ControlError:
+        if control.listener(socket_path) == pid and not inspect(pid_path).locked:
+            raise ControlError(
+                f"{pid_path} was deleted under pid {pid}, which is too busy to restore it; try again when it is idle"
+            ) from None
+
+
 def sweep(pid_path: str, socket_path: str) -> bool:
     """Remove the files of a daemon that is gone, unless the next one is there already; tell whether they are gone."""
     try:
         if not os.path.lexists(pid_path) and not os.path.lexists(socket_path):
             return True
         pidfile = PidFile(pid_path)
-        pidfile.acquire(0)
+        pidfile.acquire(0, write_pid=False)  # the disk may be full, and we are no daemon
     except DaemonkitError:
         return False  # another daemon runs by now, or the files are not ours to remove
     with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -34,11 +35,14 @@ from daemonkit.service.notify import Notifier, listen_fds
 
 log = logging.getLogger("daemonkit")
 
+_PR_SET_PDEATHSIG = 1
+
 
 def main(fd: int) -> None:
     """Be the daemon described by the handover in ``fd``; never returns."""
     handover = Handover.load(fd)
     if handover.check_only:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the daemon gone, its trial gone (prctl(2))
         sys.exit(_check(handover))
     leave(_Image(handover).run())
 
@@ -192,6 +196,8 @@ def _load(handover: Handover, signals: Signals, board: Board) -> Script:
 
     board.enter(f"importing {handover.target}", time.monotonic_ns())
     signals.urgent = True
+    if signals.stop_signal is not None:
+        raise StopNow
     default.loading = Loader(default)
     try:
         with signals.interruptible():

@@ -58,12 +58,13 @@ def _not_running(name: str, pid_path: str, exists: bool, pid: int | None) -> Ans
 def _of_running(name: str, pid: int, socket_path: str) -> dict[str, Any]:
     """Ask it; if it cannot answer, say what it is at."""
     busy = board.read(pid)
+    in_a_hurry = (busy and busy.seconds > BUSY_TIME) or _is_stopped(pid)
     try:
         answer = control.ask(
             socket_path,
             {"do": "status"},
             pid=pid,
-            timeout=BUSY_TIME if busy and busy.seconds > BUSY_TIME else ANSWER_TIME,
+            timeout=BUSY_TIME if in_a_hurry else ANSWER_TIME,
         )
     except ControlError as error:
         busy = board.read(pid)

@@ -15,12 +15,11 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from daemonkit import control
 from daemonkit.core import privileges
 from daemonkit.core.holder import settled
-from daemonkit.core.pidfile import PidFile, inspect
-from daemonkit.ending import sweep
-from daemonkit.errors import AlreadyRunning, ControlError, StartError
+from daemonkit.core.pidfile import PidFile
+from daemonkit.ending import seek_lost, sweep
+from daemonkit.errors import AlreadyRunning, StartError
 from daemonkit.handover import Handover
 
 if TYPE_CHECKING:
@@ -85,10 +84,8 @@ def run_in_front(handover: Handover, options: Options) -> NoReturn:
 
 
 def _lock(handover: Handover) -> PidFile:
-    """Take the PID file, empty; a daemon that lost its own to somebody's rm is found by its socket and asked first."""
-    if os.path.exists(handover.socket_path) and not inspect(handover.pid_path).locked:
-        with contextlib.suppress(ControlError):
-            control.ask(handover.socket_path, {"do": "status"}, timeout=1.0)
+    """Take the PID file, empty; a daemon that lost its own to somebody's rm is sought first."""
+    seek_lost(handover.pid_path, handover.socket_path)
     pidfile = PidFile(handover.pid_path)
     try:
         pidfile.acquire(0, write_pid=False)

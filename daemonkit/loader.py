@@ -8,11 +8,13 @@ import os
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daemonkit.core.signals import StopNow
 from daemonkit.errors import ScriptError, UsageError
-from daemonkit.script import Script
+
+if TYPE_CHECKING:
+    from daemonkit.script import Script
 
 
 class Loader:
@@ -60,6 +62,8 @@ class Loader:
 
     def _only(self, module: types.ModuleType) -> Script:
         """The script never called ``main``: its one Daemon object if it has one, else the default."""
+        from daemonkit.script import Script  # the command uses this file without it
+
         if self._default.is_empty:
             for value in vars(module).values():
                 if isinstance(value, Script) and not value.is_empty:

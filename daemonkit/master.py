@@ -13,7 +13,7 @@ from daemonkit.api import Daemon
 from daemonkit.core import timerfd
 from daemonkit.core.job import Job, Policy
 from daemonkit.core.schedule import Cron, Every
-from daemonkit.core.signals import StopNow
+from daemonkit.core.signals import TERMINATION, StopNow
 from daemonkit.errors import DaemonkitError
 from daemonkit.parts import Parts
 from daemonkit.script import Script
@@ -54,7 +54,8 @@ class Master:
     def start(self) -> str | None:
         """Run the `start` hooks; the first error is returned, as text, and ends the start."""
         for number in self.script.handlers:
-            if isinstance(number, int) and number not in DEFAULT_SIGNALS:
+            # A TERM that the script handles itself is no request to stop: it must not start the clock of one.
+            if isinstance(number, int) and (number not in DEFAULT_SIGNALS or number in TERMINATION):
                 self.parts.signals.catch(number)
         self._publish()
         for hook in self.script.handlers.get("start", ()):
@@ -98,7 +99,7 @@ class Master:
         if number in (signal.SIGHUP, signal.SIGUSR1):
             self.reopen_log()
         if hooks := self.script.handlers.get(number):
-            errors = [self.call(f"{signal.Signals(number).name} handler", hook) for hook in hooks]
+            errors = [self._call_handler(signal.Signals(number).name, hook) for hook in hooks]
             return next(filter(None, errors), None)
         default = self._defaults.get(number)
         return default(self) if default else None
@@ -172,6 +173,19 @@ class Master:
             signals.set_deadline(HOOK_GRACE if signals.interrupted else None)
             self.run_stop_hooks()
 
+    def _call_handler(self, name: str, handler: Callable[[], Any]) -> str | None:
+        """Call the script's handler for a signal; sys.exit() in it means what it says: stop, with that code."""
+
+        def called() -> None:
+            try:
+                handler()
+            except SystemExit as error:
+                self.exit_code = error.code if isinstance(error.code, int) else int(error.code is not None)
+                self.stop()
+
+        called.__name__ = getattr(handler, "__name__", repr(handler))
+        return self.call(f"{name} handler", called)
+
     def run_stop_hooks(self) -> None:
         """Run the `stop` hooks, each once, within what is left of the time to stop."""
         for hook in self.script.handlers.pop("stop", ()):
@@ -185,6 +199,7 @@ class Master:
         parts.notifier.extend_timeout(self.configuration.options.graceful_timeout + HOOK_GRACE)
         parts.timer.disarm()
         self._is_stopping = True
+        self.upgrade.give_up()
         log.info("stopping%s", f" on {signal.Signals(n).name}" if (n := parts.signals.stop_signal) else "")
         self.wind_up()
         if parts.signals.interrupted:

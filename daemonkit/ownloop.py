@@ -27,18 +27,23 @@ class OwnLoop:
         """Serve ``master`` while the script's loop runs."""
         self._master = master
         self._in_turn = False
+        self._may_leave = False
 
     def run(self, main_loop: Callable[[], Any]) -> None:
         """Run ``main_loop`` to its end; the daemon stops with it, with exit code 1 if it raised."""
         signals, loop = self._master.parts.signals, self._master.parts.loop
-        signals.after_note = self._interrupt
+        signals.serve_from_handlers(self._interrupt)
         loop.on_watch = _signal_when_ready
         for fd in loop.watched():
             _signal_when_ready(fd)
         try:
-            with signals.interruptible():
-                self._interrupt()
-                main_loop()
+            try:
+                with signals.interruptible():
+                    self._may_leave = True
+                    self._interrupt()
+                    main_loop()
+            finally:
+                self._may_leave = False
         except StopNow:
             log.info("the main loop was left")
         except SystemExit as error:
@@ -58,7 +63,8 @@ class OwnLoop:
             more = self._turn()
         finally:
             self._in_turn = False
-        if self._master.is_stopping:
+        if self._master.is_stopping and self._may_leave:
+            self._may_leave = False  # once: a signal that comes meanwhile must not raise into what is done about it
             raise StopNow
         if more:
             self._master.parts.timer.wake_at(time.monotonic_ns() + BREATH)
@@ -67,7 +73,8 @@ class OwnLoop:
         parts = self._master.parts
         parts.timer.check_clock()
         more = parts.timer.run_due()
-        parts.loop.turn(wait=False)
+        # SIGIO tells of what comes, not of what was there when its descriptor was new: so look again soon.
+        more = parts.loop.turn(wait=False) or more
         while set(parts.signals.pending) - {signal.SIGALRM}:
             self._master.act_on_signals()
         return more

@@ -89,11 +89,13 @@ def _each(master: Master, message: Message, act: Callable[[Job], None]) -> Answe
 
 def _job(master: Master, message: Message) -> Job | dict[str, Any]:
     name, jobs = message.get("job"), master.script.jobs
-    if isinstance(name, str) and name in jobs:
+    if not isinstance(name, str):
+        return {"ok": False, "error": '"job" must be the name of a job'}
+    if name in jobs:
         return jobs[name]
     from difflib import get_close_matches
 
-    near = get_close_matches(str(name), jobs, 1)
+    near = get_close_matches(name, jobs, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(list(jobs)[:20]) or 'none'}"
     return {"ok": False, "error": f"no job named {name!r}; {hint}"}
 

@@ -19,6 +19,8 @@ SECOND: Final = 1_000_000_000
 _COROUTINE: Final = 0x80 | 0x200  # inspect.CO_COROUTINE, CO_ASYNC_GENERATOR
 _FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
 
+_USUAL: Final = Policy()  # shared: 100,000 jobs may be declared
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -193,6 +195,8 @@ def _refuse_children(what: str, fork: bool, timeout: object, overlap: str, max_i
         raise UsageError(f"{what}: overlap={overlap!r} is not one of {', '.join(OVERLAPS)}")
     if type(max_instances) is not int or max_instances < 1:
         raise UsageError(f"{what}: max_instances={max_instances!r} must be a whole number, 1 or more")
+    if not (fork or leader) and timeout is None and overlap != "kill" and max_instances == 1:
+        return
     wanted = {"fork=True": fork, "timeout=": timeout is not None, 'overlap="kill"': overlap == "kill"}
     wanted |= {"max_instances > 1": max_instances > 1, "leader=True": leader}
     for option, is_set in wanted.items():
@@ -201,6 +205,8 @@ def _refuse_children(what: str, fork: bool, timeout: object, overlap: str, max_i
 
 
 def _policy(what: str, jitter: float | str, coalesce: bool, grace: float | str | None, overlap: str) -> Policy:
+    if type(jitter) is int and jitter == 0 and coalesce is True and grace is None and overlap == "skip":
+        return _USUAL
     return Policy(
         _nanoseconds(jitter, f"{what}, jitter"),
         coalesce,

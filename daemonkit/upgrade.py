@@ -63,6 +63,13 @@ class Upgrade:
 
         loop.watch(pidfd, tried, READ)
 
+    def give_up(self) -> None:
+        """The daemon stops: so does the trial of the new code, if there is one."""
+        trial, self._trial = self._trial, None
+        if trial is not None:
+            trial.kill()
+            trial.wait()
+
     def _tried(self, errors: int) -> None:
         trial, self._trial = self._trial, None
         code = trial.wait() if trial else 1

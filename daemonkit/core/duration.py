@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 
@@ -51,6 +52,7 @@ def positive_seconds(value: float | int | str, *, what: str) -> float:
     return result
 
 
+@functools.lru_cache(maxsize=256)  # 100,000 jobs have few intervals
 def describe(seconds: float) -> str:
     """The duration for people, its two largest units rounded down: ``"250ms"``, ``"1m30s"``, ``"3d4h"``."""
     if seconds < 0:

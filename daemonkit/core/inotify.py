@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 import select
 import time
@@ -13,6 +15,8 @@ IN_MODIFY: Final = 0x2
 IN_CREATE: Final = 0x100
 IN_DELETE: Final = 0x200
 IN_MOVED: Final = 0x40 | 0x80
+
+SLEEP: Final = 0.02  # seconds between two looks where nothing can be watched
 
 T = TypeVar("T")
 
@@ -61,8 +65,20 @@ def wait_until(directory: str, look: Callable[[], T | None], timeout: float) -> 
     The watch is set before the first look, so no change falls between the two.
     """
     end = time.monotonic() + timeout
-    with Watch(directory) as watch:
+    with contextlib.ExitStack() as stack:
+        try:
+            pause = stack.enter_context(Watch(directory)).wait
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENOSPC):
+                raise
+            pause = _short_sleep  # a user has 128 inotify instances (fs.inotify.max_user_instances), and they are out
         while (found := look()) is None:
-            if not watch.wait(end - time.monotonic()):
+            if not pause(end - time.monotonic()):
                 return look()
     return found
+
+
+def _short_sleep(timeout: float | None = None) -> bool:
+    left = SLEEP if timeout is None else timeout
+    time.sleep(min(max(left, 0), SLEEP))
+    return left > 0

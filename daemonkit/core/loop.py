@@ -46,13 +46,19 @@ class Loop:
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def turn(self, *, wait: bool) -> None:
-        """Serve every descriptor that is ready; with ``wait``, sleep first until one is, or a signal comes."""
+    def turn(self, *, wait: bool) -> bool:
+        """Serve every descriptor that is ready; with ``wait``, sleep first until one is, or a signal comes.
+
+        Tells whether any was: it may be ready again already.
+        """
+        served = False
         for fd, events in self._epoll.poll(-1 if wait else 0):
             if fd == self._wakeup:
                 self._drain()
             elif callback := self._callbacks.get(fd):  # an earlier callback of this turn may have unwatched it
                 callback(events)
+                served = True
+        return served
 
     def _drain(self) -> None:
         try:

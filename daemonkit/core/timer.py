@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-import random
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -24,6 +23,7 @@ from daemonkit.core.signals import Signals, StopNow
 log = logging.getLogger("daemonkit.timer")
 
 BATCH = 64  # jobs run before signals, sockets and children have their turn
+LEAD = 80_000  # nanoseconds: the alarm rings so much early, as the way from its interrupt to the job takes longer
 _STEP = 500_000_000  # nanoseconds: less is the slewing of NTP
 _FOREIGN = 0.02  # seconds by which our own alarm may look different when read back
 
@@ -83,12 +83,14 @@ class Timer:
                 return False
             due, ticket, job = heap[0]
             now = time.monotonic_ns()
-            if due > now:
+            if due > now + LEAD:
                 self._arm(due)
                 return False
             if ticket != job.ticket:
                 heapq.heappop(heap)
                 continue
+            while now < due:
+                now = time.monotonic_ns()
             self._fire(job, due, now)
             pending = self._signals.pending
             if pending and (len(pending) > 1 or signal.SIGALRM not in pending):
@@ -188,6 +190,8 @@ class Timer:
     def _entry(self, job: Job, due: int) -> tuple[int, int, Job]:
         job.ticket = ticket = next(self._tickets)
         if job.policy.jitter:
+            import random
+
             due = jittered(due, job.policy.jitter, random.random)
         return due, ticket, job
 
@@ -205,7 +209,7 @@ class Timer:
             self._armed = due
             return
         now = time.monotonic_ns()
-        left, interval = signal.setitimer(signal.ITIMER_REAL, max(due - now, 1000) / 1e9 if due else 0)
+        left, interval = signal.setitimer(signal.ITIMER_REAL, max(due - LEAD - now, 1000) / 1e9 if due else 0)
         ours = max(self._armed - now, 0) / 1e9
         self._armed = due
         if interval or (left and abs(left - ours) > _FOREIGN):

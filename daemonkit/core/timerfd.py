@@ -53,18 +53,19 @@ if sys.version_info >= (3, 13):
         os.timerfd_settime_ns(fd, flags=flags, initial=due)
 
 else:
-    import ctypes
-
-    class _Itimerspec(ctypes.Structure):
-        _fields_ = [(name, ctypes.c_long) for name in ("interval_s", "interval_ns", "value_s", "value_ns")]
+    # ctypes is loaded when a timer is wanted: most daemons have none, and start sooner.
 
     def _create(clock: int) -> int:
+        import ctypes
+
         fd: int = ctypes.CDLL(None, use_errno=True).timerfd_create(clock, TFD_NONBLOCK | TFD_CLOEXEC)
         if fd < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "timerfd_create")
         return fd
 
     def _settime(fd: int, flags: int, due: int) -> None:
-        spec = _Itimerspec(0, 0, due // 10**9, due % 10**9)
+        import ctypes
+
+        spec = (ctypes.c_long * 4)(0, 0, due // 10**9, due % 10**9)  # struct itimerspec: the interval, the value
         if ctypes.CDLL(None, use_errno=True).timerfd_settime(fd, flags, ctypes.byref(spec), None) < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "timerfd_settime")

@@ -1,17 +1,20 @@
 """What systemd is told, and what it hands over: sd_notify(3), sd_listen_fds(3).
 
-One datagram a message, from a socket that never blocks: a service manager that is gone or slow does not matter.
+One datagram a message.  A service manager that is gone does not matter; one whose queue is full is waited for, but
+only for ``PATIENCE``: a READY=1 that is thrown away would be a start that times out.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Mapping, MutableMapping
 from typing import Final
 
 FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
+PATIENCE: Final = 100_000  # microseconds
 
 
 class Notifier:
@@ -21,9 +24,6 @@ class Notifier:
         """Speak to the socket at ``address``; ``watchdog_usec`` is within what time it wants to hear WATCHDOG=1."""
         self._address = address
         self._watchdog_usec = watchdog_usec
-        self._socket: socket.socket | None = None
-        if address:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str]) -> Notifier:
@@ -43,7 +43,7 @@ class Notifier:
     @property
     def is_active(self) -> bool:
         """Whether somebody listens."""
-        return self._socket is not None
+        return self._address is not None
 
     @property
     def watchdog_interval(self) -> float | None:
@@ -80,13 +80,17 @@ class Notifier:
 
     def send(self, *assignments: str) -> bool:
         """Send VARIABLE=value assignments in one datagram; tell whether it was taken."""
-        if self._socket is None or not self._address or not assignments:
+        if not self._address or not assignments:
             return False
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        # A socket for each message: none to be closed by whoever closes descriptors, none to be left in a child.
         try:
-            self._socket.sendto("\n".join(assignments).encode(), address)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                # The kernel's own time-out: poll(2) on an unconnected socket knows nothing of the receiver's queue.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, PATIENCE))
+                sock.sendto("\n".join(assignments).encode(), address)
         except OSError:
-            return False  # gone, or its buffer is full: nobody to tell
+            return False  # gone, or its queue stayed full: nobody to tell
         return True
 
 

@@ -1,0 +1,66 @@
+"""Run the bench scripts one after the other and write docs/figures.rst."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import peers
+from rig import as_a_user
+
+HERE = Path(__file__).parent
+SCRIPTS = ("commands.py", "truth.py", "timer.py", "firing.py", "idle.py")
+PACKAGES = ("daemonkit", "python-daemon", "daemonocle", "supervisor", "APScheduler", "schedule", "click")
+HEAD = """\
+Figures
+=======
+
+Written by ``python bench/all.py`` on {date}.  Each figure counts only beside the others of its table: they were taken
+in one run, by turns, and the machine does other things, too.  ``make bench`` takes them anew.
+
+:Machine: {machine}
+:Python: {python}
+:Packages: {packages}
+
+``python bench/hour.py`` lets a daemon tick for an hour; ``python bench/truth.py --rounds 20 --starts 200`` is the long
+form of the many starts at once.
+"""
+
+
+def main() -> None:
+    """Each script prints reStructuredText."""
+    peers.require()
+    as_a_user()
+    sections = [HEAD.format(date=f"{datetime.now(UTC):%Y-%m-%d}", **machine())]
+    for script in SCRIPTS:
+        print(f"{script} ...", file=sys.stderr, flush=True)
+        done = subprocess.run([sys.executable, str(HERE / script)], stdout=subprocess.PIPE, text=True, check=True)
+        title = script.removesuffix(".py").capitalize()
+        about = (HERE / script).read_text().split('"""')[1]
+        sections.append(f"{title}\n{'-' * len(title)}\n\n{about}  ``python bench/{script}``\n{done.stdout}")
+    (HERE.parent / "docs" / "figures.rst").write_text("\n\n".join(sections))
+
+
+def machine() -> dict[str, str]:
+    """What the figures were taken on."""
+    models = {
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    }
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return {
+        "machine": f"{os.cpu_count()} x {', '.join(models) or platform.machine()}, {memory:.0f} GB, "
+        f"Linux {platform.release().partition('-')[0]}",
+        "python": platform.python_version(),
+        "packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
+    }
+
+
+if __name__ == "__main__":
+    main()
