@@ -20,6 +20,7 @@ lint: $(VENV)/ready
 
 docs: $(VENV)/ready
 	$(VENV)/bin/python docs/man.py > docs/daemonkit.1
+	$(VENV)/bin/python docs/man.py tables
 
 bench: $(VENV)/ready
 	$(VENV)/bin/pip install -q '.[bench]'

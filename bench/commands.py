@@ -44,9 +44,9 @@ def measure(rounds: int) -> dict[str, Times]:
             while not (path / "supervisor.sock").exists():
                 time.sleep(0.05)
             for _ in range(rounds):
-                for code in ("pass", "import click"):
-                    found[f"python3 -c '{code}'"]["start, returns"].append(milliseconds(PYTHON, "-c", code))
                 for peer in kinds:
+                    for code in ("pass", "import click"):
+                        found[f"python3 -c '{code}'"]["start, returns"].append(milliseconds(PYTHON, "-c", code))
                     for column, value in one_life(peer).items():
                         found[peer.name][column].append(value)
     return found

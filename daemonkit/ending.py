@@ -98,4 +98,6 @@ def _escalate(holder: Holder, stop_schedule: Schedule) -> str:
                 return f"was killed, pid {holder.pid}: it had not ended within {waited:g} s"
             return f"was stopped, pid {holder.pid}"
         waited += patience
-    raise StopTimeout(f"pid {holder.pid} is still there after {waited:g} s and KILL; it is stuck in the kernel")
+    killed = any(number == signal.SIGKILL for number, _ in stop_schedule)
+    why = "KILL, too, did not end it: it is stuck in the kernel" if killed else "add KILL to its stop_schedule"
+    raise StopTimeout(f"pid {holder.pid} is still there after {waited:g} s; {why}")

@@ -25,6 +25,7 @@ class Handover(NamedTuple):
     command_line: dict[str, Any]  # options given on the command line
     environ: dict[str, str]  # DAEMONKIT_* variables of the launcher
     config_path: str | None
+    script_options: dict[str, Any]  # of a script that is its own command; others tell theirs when they are loaded
     run_dir: str
     uid: int  # of the launcher: whose default directories are meant, also after privileges were dropped
     detached: bool  # a classic daemon; False: in front of a terminal or supervisor

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from daemonkit.errors import DaemonkitError, StartError
 from daemonkit.handover import Handover
 from daemonkit.loader import Loader
 from daemonkit.master import DEFAULT_SIGNALS, Master
+from daemonkit.options import OPTIONS
 from daemonkit.parts import Parts
 from daemonkit.script import Script
 from daemonkit.service.notify import Notifier, listen_fds
@@ -42,7 +42,6 @@ def main(fd: int) -> None:
     """Be the daemon described by the handover in ``fd``; never returns."""
     handover = Handover.load(fd)
     if handover.check_only:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the daemon gone, its trial gone (prctl(2))
         sys.exit(_check(handover))
     leave(_Image(handover).run())
 
@@ -60,7 +59,9 @@ class _Image:
     """One life of the program."""
 
     def __init__(self, handover: Handover) -> None:
+        os.environ["SPT_NOENV"] = "1"  # the title has room in the arguments; /proc/PID/environ is for the operator
         setproctitle(f"{handover.name}: master")
+        del os.environ["SPT_NOENV"]
         self._handover = handover
         self._pidfile = PidFile.adopt(handover.pid_path, handover.lock_fd)
         self._status_fd = handover.status_fd
@@ -79,7 +80,8 @@ class _Image:
             master = self._start(signals, loop)
             return master.serve()
         except StopNow:
-            self._fail("stopped by a signal before it was ready")
+            late = signals.stop_signal is None
+            self._fail("was not ready within ready_timeout" if late else "stopped by a signal before it was ready")
         except (DaemonkitError, OSError) as error:
             self._fail(str(error))
         except BaseException as error:  # a mistake of ours: told with all there is to tell
@@ -94,7 +96,7 @@ class _Image:
         handover, notifier = self._handover, Notifier.from_environment(os.environ)
         default.listen_fds = handover.listen_fds or list(listen_fds(os.environ))
         self._handover = handover = handover._replace(listen_fds=default.listen_fds)
-        configuration = _configuration(handover, {})
+        configuration = _configuration(handover, handover.script_options)
         sink = self._open_log(configuration)
         sock = self._listen()
         owner = privileges.resolve(configuration.options.user, configuration.options.group)
@@ -106,15 +108,19 @@ class _Image:
         notifier.extend_timeout(configuration.options.ready_timeout)
         board = Board()
         timer = Timer(signals, board)
+        if not handover.detached:  # a launcher sees to it otherwise
+            signals.set_deadline(configuration.options.ready_timeout)
         script = _load(handover, signals, board)
-        configuration = _configuration(handover, script.options)
+        configuration = _with_script(handover, script, configuration)
         parts = Parts(handover, configuration, self._pidfile, sink, signals, loop, board, timer, notifier)
         master = Master(parts, script, default)
         self._server = control.Server(sock, loop, lambda message, client: requests.serve(master, message, client))
         master.upgrade.server = self._server
         if error := master.start():
             master.wind_up()
-            raise StartError(error)
+            late = signals.interrupted and signals.stop_signal is None
+            raise StartError(f"{error.split(':')[0]} was not done within ready_timeout" if late else error)
+        signals.clear_deadline()
         self._ready(master)
         return master
 
@@ -220,6 +226,24 @@ def _configuration(handover: Handover, script: object) -> config.Configuration:
     )
 
 
+def _with_script(handover: Handover, script: Script, so_far: config.Configuration) -> config.Configuration:
+    """The configuration with the script's own options under it.
+
+    Raises:
+        StartError: the script asks for something that was settled before it was loaded.
+    """
+    loaded = _configuration(handover, script.options)
+    hint = f"start it as its own command (python {handover.target} start), or say so on the command line"
+    is_named = "name" in handover.command_line or "DAEMONKIT_NAME" in handover.environ
+    if script.name not in (None, handover.name) and not is_named:
+        raise StartError(f"the script names its daemon {script.name!r}, it was started as {handover.name!r}; {hint}")
+    for option in OPTIONS:
+        before, after = (getattr(each.options, option.key) for each in (so_far, loaded))
+        if before != after and not option.late:
+            raise StartError(f"the script asks for {option.key} = {after!r} after that was settled; {hint}")
+    return loaded
+
+
 def _take_over(master: Master, generation: dict[str, object]) -> None:
     """Put the jobs that are still declared the same back on their grids, with their counts."""
     master.ready_at = generation["ready_at"]  # type: ignore[assignment]
@@ -235,7 +259,11 @@ def _take_over(master: Master, generation: dict[str, object]) -> None:
 
 
 def _check(handover: Handover) -> int:
-    """Only load the script; say on stderr why not."""
+    """Only load the script; say on stderr why not.  Without the daemon that wants to know there is nobody to tell."""
+    import ctypes
+    import signal
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     default.loading = Loader(default)
     try:
         script = default.loading.load(handover.target, handover.is_module, handover.args)

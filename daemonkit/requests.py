@@ -71,7 +71,7 @@ def _scale(master: Master, message: Message, client: Client) -> Answer:
 def _launch(master: Master, message: Message, client: Client) -> Answer:
     """How it was started, for `restart`."""
     handover = master.parts.handover
-    keys = ("target", "is_module", "args", "cwd", "command_line", "environ", "config_path")
+    keys = ("target", "is_module", "args", "cwd", "command_line", "environ", "config_path", "script_options")
     return {"ok": True, **{key: getattr(handover, key) for key in keys}}
 
 

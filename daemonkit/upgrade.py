@@ -91,7 +91,8 @@ class Upgrade:
     def _execute(self) -> None:
         master, parts = self._master, self._master.parts
         log.info("executing the new code")
-        master.run_stop_hooks()
+        hooks = master.script.handlers.get("stop")
+        master.wind_up()
         parts.timer.disarm()
         parts.signals.block_all()
         handover = parts.handover._replace(lock_fd=parts.pidfile.fileno(), status_fd=-1, generation=self._generation())
@@ -101,7 +102,10 @@ class Upgrade:
         try:
             handover.execute(environ)
         except OSError as error:
+            parts.signals.clear_deadline()
             parts.signals.unblock_all()
+            if hooks:
+                master.script.handlers["stop"] = hooks
             for fd in handover.descriptors():
                 os.set_inheritable(fd, False)
             self._refuse(f"execute {sys.executable}: {error.strerror}")

@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-packages="systemd-container shellcheck devscripts logrotate strace procps iproute2 util-linux tzdata"
+packages="systemd-container shellcheck devscripts logrotate strace procps iproute2 util-linux tzdata groff-base man-db sudo faketime"
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     missing=$(for package in $packages; do dpkg -s "$package" >/dev/null 2>&1 || echo "$package"; done)
     if [ -n "$missing" ]; then
@@ -31,7 +31,7 @@ for version in 3.11 3.12 3.13; do
     [ -n "$python" ] || continue
     venv=.venv-$version
     if [ -z "$wheel" ]; then
-        sh tests/venv.sh "$python" "$venv" build ruff mypy pytest hypothesis
+        sh tests/venv.sh "$python" "$venv" build ruff mypy pytest hypothesis docutils
         rm -rf build dist
         "$venv/bin/python" -m build --outdir dist . >/dev/null
         wheel=$(ls dist/*.whl)
@@ -39,7 +39,7 @@ for version in 3.11 3.12 3.13; do
         "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check .
         "$venv/bin/mypy"
     else
-        sh tests/venv.sh "$python" "$venv" pytest hypothesis
+        sh tests/venv.sh "$python" "$venv" pytest hypothesis docutils
         "$venv/bin/pip" install -q --disable-pip-version-check --force-reinstall "$wheel"
     fi
     echo "== Python $version"

@@ -91,7 +91,7 @@ def _as_before(ctx: click.Context, name: str, run_dir: str | None, config_path: 
         launched["args"],
         command_line={**launched["command_line"], "name": name, "run_dir": place.run_dir},
         environ=launched["environ"],
-        script=None,
+        script=launched["script_options"],
         config_path=launched["config_path"],
         cwd=launched["cwd"] if os.path.isdir(launched["cwd"]) else "/",
     )

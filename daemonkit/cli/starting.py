@@ -84,6 +84,7 @@ def prepare(request: Request) -> tuple[Handover, options.Options]:
         command_line=request.command_line,
         environ=request.environ,
         config_path=loaded.config_path,
+        script_options=dict(request.script or {}),
         run_dir=loaded.options.run_dir,
         uid=os.geteuid(),
         detached=True,

@@ -7,6 +7,7 @@ written as soon as there is room again.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import logging
 import os
@@ -185,8 +186,12 @@ def _open_file(path: str) -> int:
 
 def _open_stream(fd: int) -> int:
     """A description of our own of what ``fd`` shows, so that O_NONBLOCK on it concerns nobody else."""
-    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISSOCK(mode):
         copy = os.dup(fd)  # a socket cannot be opened by name; it is the journal's, and read
+    elif stat.S_ISREG(mode):
+        copy = os.dup(fd)  # a description of our own would have an offset of its own: children would write over us
+        fcntl.fcntl(copy, fcntl.F_SETFL, fcntl.fcntl(copy, fcntl.F_GETFL) | os.O_APPEND)
     else:
         try:
             copy = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -126,6 +126,12 @@ class Signals:
             self._deadline = time.monotonic() + grace
         self.arm_deadline()
 
+    def clear_deadline(self) -> None:
+        """The code that had a deadline has ended in time; one of a stop that was asked for meanwhile stays."""
+        if self.stop_signal is None:
+            self._deadline = None
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.pending[number] = self.pending.get(number, 0) + 1
         if self.after_note:

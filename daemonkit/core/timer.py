@@ -22,7 +22,8 @@ from daemonkit.core.signals import Signals, StopNow
 
 log = logging.getLogger("daemonkit.timer")
 
-BATCH = 64  # jobs run before signals, sockets and children have their turn
+BATCH = 64  # jobs run before signals, sockets and children have their turn,
+BATCH_TIME = 20_000_000  # or nanoseconds after which no further job is begun
 LEAD = 80_000  # nanoseconds: the alarm rings so much early, as the way from its interrupt to the job takes longer
 _STEP = 500_000_000  # nanoseconds: less is the slewing of NTP
 _FOREIGN = 0.02  # seconds by which our own alarm may look different when read back
@@ -77,6 +78,7 @@ class Timer:
     def run_due(self) -> bool:
         """Run what is due; stop early for signals and after a batch.  Tells whether more is due already."""
         heap, pending = self._heap, self._signals.pending
+        began = time.monotonic_ns()
         for _ in range(BATCH):
             if not heap:
                 self._arm(0)
@@ -94,6 +96,8 @@ class Timer:
             self._fire(job, due, now)
             pending = self._signals.pending
             if pending and (len(pending) > 1 or signal.SIGALRM not in pending):
+                return True
+            if now - began > BATCH_TIME:
                 return True
         return True
 

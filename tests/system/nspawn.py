@@ -65,13 +65,12 @@ class Machine:
         """Name the machine by its PID 1, as the host numbers it."""
         self.leader = leader
 
-    def run(self, *argv: str, stdin: str | None = None, timeout: float = COMMAND_TIMEOUT,
+    def run(self, *argv: str, timeout: float = COMMAND_TIMEOUT,
             environment: Mapping[str, str] = ENVIRONMENT) -> subprocess.CompletedProcess[str]:  # fmt: skip
         """Run a command inside as root with a clean environment; its exit code is the caller's to judge."""
-        given = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
         return subprocess.run(
-            [*self._enter(), *argv], env=dict(environment), timeout=timeout, check=False,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **given,  # type: ignore[call-overload,no-any-return]
+            [*self._enter(), *argv], env=dict(environment), timeout=timeout, check=False, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True,
         )  # fmt: skip
 
     def check(self, *argv: str, timeout: float = COMMAND_TIMEOUT) -> str:
@@ -98,25 +97,27 @@ class Machine:
     @contextmanager
     def follow(self, unit: str) -> Iterator[Follower]:
         """Follow what the journal gets about ``unit`` from now on, from it and from systemd."""
-        # A cursor, because lines written between our start and journalctl's would otherwise be lost.
-        last = self.check("journalctl", "--quiet", "--lines=0", "--show-cursor", "--all").partition("cursor: ")[2]
-        since = f"--after-cursor={last.strip()}" if last else "--lines=all"
-        # --no-fork: so that the process we kill is journalctl itself and not its parent in our PID namespace.
+        # journalctl may lose what is written while it starts: nothing happens until it has shown a mark of ours.
+        mark = uuid.uuid4().hex
+        wanted = [f"_SYSTEMD_UNIT={unit}", "+", f"UNIT={unit}", "+", f"SYSLOG_IDENTIFIER={mark}"]
         process = subprocess.Popen(
-            [*self._enter("--no-fork"), "journalctl", "--quiet", "--follow", "--output=cat", since, f"--unit={unit}"],
+            [*self._enter(), "journalctl", "--quiet", "--follow", "--lines=all", "--output=cat", *wanted],
             env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         )  # fmt: skip
         assert process.stdout is not None
         try:
-            yield Follower(process.stdout)
+            follower = Follower(process.stdout)
+            self.check("logger", "--tag", mark, mark)
+            follower.wait_for(mark)
+            yield follower
         finally:
-            process.kill()
-            process.wait()
+            # journalctl ends when nobody reads it; a signal would only reach nsenter, its parent.
             process.stdout.close()
+            process.wait(COMMAND_TIMEOUT)
 
-    def _enter(self, *options: str) -> list[str]:
+    def _enter(self) -> list[str]:
         kinds = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
-        return ["nsenter", f"--target={self.leader}", *kinds, "--root", "--wd=/", *options, "--"]
+        return ["nsenter", f"--target={self.leader}", *kinds, "--root", "--"]  # --root leaves us in its /
 
     def _journal(self) -> str:
         tail = self.run("journalctl", "--quiet", "--no-pager", "--lines=40", "--output=short-monotonic")
@@ -210,8 +211,8 @@ def _wait_until_booted(nspawn: subprocess.Popen[bytes], notify: socket.socket, c
     pidfd = os.pidfd_open(nspawn.pid)
     try:
         while True:
-            ready = select.select([notify, pidfd], [], [], max(end - time.monotonic(), 0))[0]
-            if notify not in ready:
+            ready = select.select([notify.fileno(), pidfd], [], [], max(end - time.monotonic(), 0))[0]
+            if notify.fileno() not in ready:
                 why = "nspawn ended" if ready else f"not up within {BOOT_TIMEOUT:g} s"
                 raise BootFailed(f"{why}:\n{console.read_text(errors='replace')}")
             said = notify.recv(65536).decode().splitlines()
@@ -256,7 +257,7 @@ def _cgroups(name: str) -> Iterator[list[Path]]:
 
 def _own_cgroups() -> Iterator[Path]:
     """This process's directories in cgroup v2 and in v1's ``name=systemd`` (cgroups(7), proc(5))."""
-    own = dict(line.rstrip("\n").split(":", 2)[1:] for line in open("/proc/self/cgroup"))
+    own = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
         kind, _, options = right.split(" ", 2)
@@ -273,7 +274,7 @@ def _stage(stage: Path) -> None:
     site = stage / HOME[1:] / "lib" / version / "site-packages"
     shutil.copytree(Path(daemonkit.__file__).parent, site / "daemonkit", ignore=shutil.ignore_patterns("__pycache__"))
     files = {
-        f"{HOME}/pyvenv.cfg": f"home = {PYTHON}/bin\n",
+        f"{HOME}/pyvenv.cfg": f"home = {PYTHON}/bin\ninclude-system-site-packages = false\n",
         f"{HOME}/lib/{version}/site-packages/packages.pth": f"{HOME}/packages\n",
         COMMAND: f"#!{HOME}/bin/python\nfrom daemonkit.cli import run\nraise SystemExit(run())\n",
         "/etc/ld.so.conf.d/daemonkit.conf": f"{PYTHON}/lib\n",
