@@ -11,7 +11,11 @@ import os
 import sys
 from typing import Any, NamedTuple, NoReturn
 
-_BOOT = "import sys; sys.path.append(sys.argv[1]); from daemonkit.image import main; main(int(sys.argv[2]))"
+# Without garbage collections while the modules are read: a tenth of that time, and there is no garbage yet.
+_BOOT = (
+    "import gc, sys; gc.disable(); sys.path.append(sys.argv[1]);"
+    " from daemonkit.image import main; gc.enable(); main(int(sys.argv[2]))"
+)
 
 
 class Handover(NamedTuple):

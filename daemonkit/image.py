@@ -74,7 +74,8 @@ class _Image:
         """Start, serve, clean up; return the exit code."""
         try:
             signals = Signals(graceful_timeout=20.0, last_resort=self._last_resort)
-            loop = Loop(signals.install(DEFAULT_SIGNALS))
+            caught = (self._handover.generation or {}).get("caught", ())
+            loop = Loop(signals.install(DEFAULT_SIGNALS, held=caught))
             with contextlib.suppress(OSError):
                 self._pidfile.write_pid()
             master = self._start(signals, loop)

@@ -57,6 +57,7 @@ class Master:
             # A TERM that the script handles itself is no request to stop: it must not start the clock of one.
             if isinstance(number, int) and (number not in DEFAULT_SIGNALS or number in TERMINATION):
                 self.parts.signals.catch(number)
+        self.parts.signals.unblock_all()
         self._publish()
         for hook in self.script.handlers.get("start", ()):
             if error := self.call("start hook", hook):

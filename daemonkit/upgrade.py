@@ -119,6 +119,7 @@ class Upgrade:
         }
         return {
             "jobs": jobs,
+            "caught": [number for number in self._master.script.handlers if isinstance(number, int)],
             "ready_at": self._master.ready_at,
             "control_fd": self.server.sock.fileno() if self.server else -1,
             "waiting_fds": [fd for client in self._waiting if (fd := client.sock.fileno()) >= 0],

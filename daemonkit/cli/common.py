@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
 import click
 
 from daemonkit import config, options
 from daemonkit.core.pidfile import State, inspect
-from daemonkit.errors import ConfigError, NotRunning, UsageError
+from daemonkit.errors import NotRunning, UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,6 +33,8 @@ class Place(NamedTuple):
 
     name: str
     run_dir: str
+    config_path: str | None = None  # the configuration file that was named on the command line
+    preset: Preset | None = None
 
     @property
     def pid_path(self) -> str:
@@ -59,6 +62,10 @@ class Place(NamedTuple):
         if not state.locked or state.pid is None:
             raise NotRunning(f"{self.name} is not running (no lock on {self.pid_path}){self._others()}")
         return state.pid
+
+    def configuration(self) -> config.Configuration:
+        """Its configuration, as ``start`` would find it."""
+        return _load(self.preset, self.name, self.config_path)
 
     def ask(self, request: str, timeout: float = 5.0, **arguments: Any) -> dict[str, Any]:
         """Send the running daemon a request; its refusal is raised.
@@ -110,8 +117,36 @@ def target_argument(function: Command) -> Command:
     )
 
 
-def name_argument(function: Command) -> Command:
-    """Add NAME, which may be a SCRIPT, and the options that tell where to look for it."""
+def name_argument(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add NAME, which may be a SCRIPT, and what tells where to look for it; the command is given its Place."""
+
+    @click.pass_context
+    @wraps(function)
+    def resolved(ctx: click.Context, /, *args: Any, **values: Any) -> Any:
+        given = [values.pop(key) for key in ("name", "module", "run_dir", "config_path")]
+        return function(place_of(ctx, *given), *args, **values)
+
+    return name_options(resolved)
+
+
+def job_argument(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add NAME and JOB; where the daemon is known, by -m or as the script itself, the first word is the job."""
+
+    @click.pass_context
+    @wraps(function)
+    def resolved(ctx: click.Context, /, *args: Any, **values: Any) -> Any:
+        name, module, run_dir, config_path, job = (
+            values.pop(key) for key in ("name", "module", "run_dir", "config_path", "job")
+        )
+        if job is None and (module is not None or isinstance(ctx.obj, Preset)):
+            name, job = None, name
+        return function(place_of(ctx, name, module, run_dir, config_path), job, *args, **values)
+
+    return name_options(click.argument("job", required=False)(resolved))
+
+
+def name_options(function: Command) -> Command:
+    """Add NAME, -m, --run-dir and --config."""
     function = click.argument("name", required=False, shell_complete=_complete_names)(function)
     function = click.option("-m", "module", metavar="MODULE", help="The daemon that runs this module.")(function)
     return configuration_options("run_dir")(function)
@@ -141,7 +176,7 @@ def place_of(
         raise click.UsageError("Missing argument 'NAME'.", ctx)
     if name.endswith(".py") or "/" in name:
         name = options.name_of(name)
-    return Place(options.check_name(name), run_dir_of(preset, name, run_dir, config_path))
+    return Place(options.check_name(name), run_dir_of(preset, name, run_dir, config_path), config_path, preset)
 
 
 def run_dir_of(preset: Preset | None, name: str | None, run_dir: str | None, config_path: str | None) -> str:
@@ -150,16 +185,6 @@ def run_dir_of(preset: Preset | None, name: str | None, run_dir: str | None, con
     if given:
         return os.path.abspath(given)
     return _load(preset, name, config_path).options.run_dir
-
-
-def stop_schedule_of(ctx: click.Context, place: Place, config_path: str | None) -> options.Schedule:
-    """How the daemon is to be stopped.  A configuration that cannot be read is no reason to let it run on."""
-    preset = ctx.obj if isinstance(ctx.obj, Preset) else None
-    try:
-        return _load(preset, place.name, config_path).options.stop_schedule
-    except ConfigError as error:
-        click.echo(f"{error}; stopping by the default stop_schedule", err=True)
-        return options.parse_stop_schedule(options.Options.stop_schedule.default)
 
 
 def _load(preset: Preset | None, name: str | None, config_path: str | None) -> config.Configuration:

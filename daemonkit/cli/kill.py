@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from daemonkit import ending
-from daemonkit.cli.common import name_argument, place_of, stop_schedule_of
+from daemonkit.cli.common import Place, name_argument
+from daemonkit.errors import ConfigError
+from daemonkit.options import Options, Schedule, parse_stop_schedule
 
 
 @click.command()
@@ -13,15 +15,7 @@ from daemonkit.cli.common import name_argument, place_of, stop_schedule_of
     "--timeout", type=float, metavar="SECONDS", help="Send KILL after this long.  [default: see stop_schedule]"
 )
 @name_argument
-@click.pass_context
-def command(
-    ctx: click.Context,
-    name: str | None,
-    module: str | None,
-    run_dir: str | None,
-    config_path: str | None,
-    timeout: float | None,
-) -> None:
+def command(place: Place, timeout: float | None) -> None:
     """Stop a daemon; return when it is gone.
 
     It is sent TERM, and finishes what it has in hand; after the time-out its whole process tree is sent KILL.
@@ -31,7 +25,15 @@ def command(
       daemonkit kill heartbeat
       daemonkit kill --timeout 5 heartbeat.py
     """
-    place = place_of(ctx, name, module, run_dir, config_path)
-    schedule = stop_schedule_of(ctx, place, config_path) if timeout is None else ending.schedule(timeout)
+    schedule = _configured(place) if timeout is None else ending.schedule(timeout)
     how = ending.end(place.pid_path, place.socket_path, schedule)
     click.echo(f"{place.name} {how}")
+
+
+def _configured(place: Place) -> Schedule:
+    """How the daemon is to be stopped.  A configuration that cannot be read is no reason to let it run on."""
+    try:
+        return place.configuration().options.stop_schedule
+    except ConfigError as error:
+        click.echo(f"{error}; stopping by the default stop_schedule", err=True)
+        return parse_stop_schedule(Options.stop_schedule.default)

@@ -8,8 +8,7 @@ from typing import BinaryIO
 
 import click
 
-from daemonkit import config
-from daemonkit.cli.common import Place, Preset, name_argument, place_of
+from daemonkit.cli.common import Place, name_argument
 from daemonkit.errors import DaemonkitError, UsageError
 
 _CHUNK = 65536
@@ -22,25 +21,14 @@ _CHUNK = 65536
 )
 @click.option("--log", metavar="FILE", help="The log, where it is not the configured one.")
 @name_argument
-@click.pass_context
-def command(
-    ctx: click.Context,
-    name: str | None,
-    module: str | None,
-    run_dir: str | None,
-    config_path: str | None,
-    log: str | None,
-    follow: bool,
-    lines: int,
-) -> None:
+def command(place: Place, log: str | None, follow: bool, lines: int) -> None:
     """Show a daemon's log.
 
     \b
       daemonkit logs -f heartbeat
       daemonkit logs -n 100 heartbeat.py
     """
-    place = place_of(ctx, name, module, run_dir, config_path)
-    path = os.path.abspath(log) if log else _path(ctx, place, config_path)
+    path = os.path.abspath(log) if log else _path(place)
     try:
         file = open(path, "rb")
     except OSError as error:
@@ -53,23 +41,14 @@ def command(
             return
 
 
-def _path(ctx: click.Context, place: Place, config_path: str | None) -> str:
+def _path(place: Place) -> str:
     """Where the daemon itself says that it writes, else where the configuration says."""
     try:
         log = str(place.ask("status", 1.0)["log"])
     except DaemonkitError:
-        preset = ctx.obj if isinstance(ctx.obj, Preset) else None
-        loaded = config.load(
-            place.name,
-            command_line={},
-            environ=os.environ,
-            script=preset.options if preset else None,
-            config_path=config_path,
-            cwd=os.getcwd(),
-        )
-        return loaded.options.log
+        return place.configuration().options.log
     if log == "journal":
-        raise UsageError(f"{place.name} writes to the journal: journalctl -f -t python, or -u with its unit")
+        raise UsageError(f"{place.name} writes to the journal: see journalctl -u, with the name of its unit")
     if log == "stderr":
         raise UsageError(f"{place.name} runs in the foreground and writes to its terminal")
     return log

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import click
 
-from daemonkit.cli.common import name_argument, place_of
+from daemonkit.cli.common import Place, name_argument
 
 
 @click.command()
 @name_argument
 @click.argument("worker", required=False)
 @click.argument("count", required=False, type=click.IntRange(min=0))
-@click.pass_context
-def command(
-    ctx: click.Context,
-    /,
-    name: str | None,
-    module: str | None,
-    run_dir: str | None,
-    config_path: str | None,
-    worker: str | None,
-    count: int | None,
-) -> None:
+def command(place: Place, worker: str | None, count: int | None) -> None:
     """More or fewer processes of a named worker.
 
     \b
       daemonkit scale crunch-numbers crunch 8
     """
     if worker is None or count is None:
-        raise click.UsageError("NAME, WORKER and a COUNT are wanted.", ctx)
-    place = place_of(ctx, name, module, run_dir, config_path)
+        raise click.UsageError("NAME, WORKER and a COUNT are wanted.")
     place.ask("scale", worker=worker, count=count)
     click.echo(f"{place.name}: {worker} has {count} processes")

@@ -11,7 +11,7 @@ from daemonkit.cli.common import (
     Place,
     Preset,
     as_json,
-    name_argument,
+    name_options,
     names_in,
     place_of,
     run_dir_of,
@@ -20,7 +20,7 @@ from daemonkit.cli.common import (
 
 @click.command()
 @click.option("--json", "json_wanted", is_flag=True, help="Print it for programs.")
-@name_argument
+@name_options
 @click.pass_context
 def command(
     ctx: click.Context,

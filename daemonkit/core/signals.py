@@ -53,14 +53,17 @@ class Signals:
         self._is_child = False
         self._raised = 0
 
-    def install(self, numbers: Iterable[int]) -> int:
-        """Catch ``numbers`` (and SIGALRM), route them to the wakeup pipe, unblock all; return its reading end."""
+    def install(self, numbers: Iterable[int], held: Iterable[int] = ()) -> int:
+        """Catch ``numbers`` (and SIGALRM), route them to the wakeup pipe; return its reading end.
+
+        All signals are unblocked but ``held``: those that an earlier image caught wait until ``unblock_all``.
+        """
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self.catch(signal.SIGALRM, self._alarm)
         for number in numbers:
             self.catch(number, self._terminate if number in TERMINATION else self._note)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.pthread_sigmask(signal.SIG_SETMASK, set(held) - self._handlers.keys())
         os.register_at_fork(after_in_child=self._become_child)
         return reader
 
