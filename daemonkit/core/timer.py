@@ -48,7 +48,7 @@ class Timer:
         now, wall = time.monotonic_ns(), time.time_ns()
         self._offset = wall - now
         for job in jobs:
-            if job.planned is None:
+            if job.planned is None and not job.paused:  # paused and never due: done, before a re-exec
                 job.planned = job.schedule.first(now, wall)
             if not job.paused and job.planned is not None:
                 self._heap.append(self._entry(job, job.planned))
