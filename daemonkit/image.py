@@ -22,7 +22,8 @@ from daemonkit.core.board import Board
 from daemonkit.core.logs import Handler, Sink, Stream, is_journal
 from daemonkit.core.loop import Loop
 from daemonkit.core.pidfile import PidFile
-from daemonkit.core.signals import Signals, StopNow
+from daemonkit.core.signals import Signals
+from daemonkit.core.stop import Stop, StopNow
 from daemonkit.core.timer import Timer
 from daemonkit.errors import DaemonkitError, StartError
 from daemonkit.handover import Handover
@@ -73,7 +74,7 @@ class _Image:
     def run(self) -> int:
         """Start, serve, clean up; return the exit code."""
         try:
-            signals = Signals(graceful_timeout=20.0, last_resort=self._last_resort)
+            signals = Signals(Stop(graceful_timeout=20.0, last_resort=self._last_resort))
             caught = (self._handover.generation or {}).get("caught", ())
             loop = Loop(signals.install(DEFAULT_SIGNALS, held=caught))
             with contextlib.suppress(OSError):
@@ -81,7 +82,7 @@ class _Image:
             master = self._start(signals, loop)
             return master.serve()
         except StopNow:
-            late = signals.stop_signal is None
+            late = signals.stop.signal is None
             self._fail("was not ready within ready_timeout" if late else "stopped by a signal before it was ready")
         except (DaemonkitError, OSError) as error:
             self._fail(str(error))
@@ -110,7 +111,7 @@ class _Image:
         board = Board()
         timer = Timer(signals, board)
         if not handover.detached:  # a launcher sees to it otherwise
-            signals.set_deadline(configuration.options.ready_timeout)
+            signals.stop.set_deadline(configuration.options.ready_timeout)
         script = _load(handover, signals, board)
         configuration = _with_script(handover, script, configuration)
         parts = Parts(handover, configuration, self._pidfile, sink, signals, loop, board, timer, notifier)
@@ -119,9 +120,9 @@ class _Image:
         master.upgrade.server = self._server
         if error := master.start():
             master.wind_up()
-            late = signals.interrupted and signals.stop_signal is None
+            late = signals.stop.interrupted and signals.stop.signal is None
             raise StartError(f"{error.split(':')[0]} was not done within ready_timeout" if late else error)
-        signals.clear_deadline()
+        signals.stop.clear_deadline()
         self._ready(master)
         return master
 
@@ -159,7 +160,8 @@ class _Image:
         log.info("ready, pid %d%s", os.getpid(), ", new code" if handover.generation else "")
         if handover.detached:
             parts.sink.take_over_streams()
-        parts.notifier.ready(main_pid=os.getpid())
+        jobs = len(master.script.jobs)
+        parts.notifier.ready(f"{jobs} timer job{'' if jobs == 1 else 's'}", main_pid=os.getpid())
         self._tell({"ready": True})
 
     def _fail(self, why: str) -> None:
@@ -202,8 +204,8 @@ def _load(handover: Handover, signals: Signals, board: Board) -> Script:
     import time
 
     board.enter(f"importing {handover.target}", time.monotonic_ns())
-    signals.urgent = True
-    if signals.stop_signal is not None:
+    signals.stop.urgent = True
+    if signals.stop.signal is not None:
         raise StopNow
     default.loading = Loader(default)
     try:
@@ -211,7 +213,7 @@ def _load(handover: Handover, signals: Signals, board: Board) -> Script:
             return default.loading.load(handover.target, handover.is_module, handover.args)
     finally:
         default.loading = None
-        signals.urgent = False
+        signals.stop.urgent = False
         board.leave()
 
 

@@ -10,7 +10,7 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from daemonkit.core.signals import StopNow
+from daemonkit.core.stop import StopNow
 from daemonkit.errors import ScriptError, UsageError
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from daemonkit.api import Daemon
 from daemonkit.core import timerfd
 from daemonkit.core.job import Job, Policy
 from daemonkit.core.schedule import Cron, Every
-from daemonkit.core.signals import TERMINATION, StopNow
+from daemonkit.core.signals import TERMINATION
+from daemonkit.core.stop import StopNow
 from daemonkit.errors import DaemonkitError
 from daemonkit.parts import Parts
 from daemonkit.script import Script
@@ -62,7 +63,7 @@ class Master:
         for hook in self.script.handlers.get("start", ()):
             if error := self.call("start hook", hook):
                 return error
-        return "stopped before it was ready" if self.parts.signals.stop_signal else None
+        return "stopped before it was ready" if self.parts.signals.stop.signal else None
 
     def serve(self) -> int:
         """Be the daemon until it is stopped; return its exit code."""
@@ -125,7 +126,7 @@ class Master:
             )
         except DaemonkitError as error:
             log.error("reload: %s; the old configuration stays", error)
-            parts.notifier.ready()
+            parts.notifier.ready(f"reload failed: {error}")
             return str(error)
         old, self.configuration = self.configuration, fresh
         self._publish()
@@ -136,7 +137,7 @@ class Master:
             self.configuration = old
             self._publish()
         log.info("reload failed; the old configuration stays" if failure else "reloaded")
-        parts.notifier.ready()
+        parts.notifier.ready(f"reload failed: {failure}" if failure else "reloaded")
         return failure
 
     def reopen_log(self) -> None:
@@ -170,8 +171,8 @@ class Master:
     def wind_up(self) -> None:
         """Run the `stop` hooks, with a time of their own if what was in hand has used up the one to stop."""
         signals = self.parts.signals
-        if not signals.at_once:
-            signals.set_deadline(HOOK_GRACE if signals.interrupted else None)
+        if not signals.stop.at_once:
+            signals.stop.set_deadline(HOOK_GRACE if signals.stop.interrupted else None)
             self.run_stop_hooks()
 
     def _call_handler(self, name: str, handler: Callable[[], Any]) -> str | None:
@@ -201,9 +202,9 @@ class Master:
         parts.timer.disarm()
         self._is_stopping = True
         self.upgrade.give_up()
-        log.info("stopping%s", f" on {signal.Signals(n).name}" if (n := parts.signals.stop_signal) else "")
+        log.info("stopping%s", f" on {signal.Signals(n).name}" if (n := parts.signals.stop.signal) else "")
         self.wind_up()
-        if parts.signals.interrupted:
+        if parts.signals.stop.interrupted:
             self.exit_code = self.exit_code or 1
         log.info("stopped")
         return self.exit_code
@@ -211,7 +212,7 @@ class Master:
     def _publish(self) -> None:
         """Let the rest of the process see the configuration in force."""
         options = self.configuration.options
-        self.parts.signals.graceful_timeout = options.graceful_timeout
+        self.parts.signals.stop.graceful_timeout = options.graceful_timeout
         logging.getLogger().setLevel(options.log_level)
         self._default.settings = self.configuration.settings
         if isinstance(self.script, Daemon):

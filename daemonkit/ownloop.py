@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from daemonkit.core.signals import StopNow
+from daemonkit.core.stop import StopNow
 
 if TYPE_CHECKING:
     from daemonkit.master import Master

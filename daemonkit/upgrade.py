@@ -102,7 +102,7 @@ class Upgrade:
         try:
             handover.execute(environ)
         except OSError as error:
-            parts.signals.clear_deadline()
+            parts.signals.stop.clear_deadline()
             parts.signals.unblock_all()
             if hooks:
                 master.script.handlers["stop"] = hooks

@@ -239,7 +239,7 @@ def test_loading_again_with_the_parsed_values_changes_nothing(here: Path) -> Non
 def test_options_are_frozen(here: Path) -> None:
     options = read(here).options
     with pytest.raises(AttributeError, match="frozen"):
-        options.umask = 0  # type: ignore[assignment]
+        options.umask = 0
     with pytest.raises(AttributeError, match="umsk"):
         options.umsk = 0  # type: ignore[attr-defined]
 

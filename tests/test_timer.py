@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from daemonkit.core import timerfd
 from daemonkit.core.board import Board, read
 from daemonkit.core.job import Job, Policy
 from daemonkit.core.loop import Loop
 from daemonkit.core.schedule import After, Cron, Every
 from daemonkit.core.signals import Signals
+from daemonkit.core.stop import Stop
 from daemonkit.core.timer import BATCH, Timer
 
 MS = 1_000_000
@@ -25,11 +27,11 @@ class Rig:
     """A timer, its signals and its loop in this process."""
 
     def __init__(self) -> None:
-        self.signals = Signals(graceful_timeout=10, last_resort=lambda: None)
+        self.signals = Signals(Stop(graceful_timeout=10, last_resort=lambda: None))
         self.loop = Loop(self.signals.install([signal.SIGUSR1]))
         self.board = Board()
         self.timer = Timer(self.signals, self.board)
-        self.timer.on_fallback = lambda fd: self.loop.watch(fd, lambda _: os.read(fd, 8) and None)
+        self.timer.on_fallback = lambda fd: self.loop.watch(fd, lambda _: timerfd.acknowledge(fd))
 
     def run_until(self, done: Callable[[], bool]) -> None:
         while not done():

@@ -187,6 +187,14 @@ def run_dir_of(preset: Preset | None, name: str | None, run_dir: str | None, con
     return _load(preset, name, config_path).options.run_dir
 
 
+def working_directory() -> str:
+    """Where the command was called; / if that was deleted under us, for nothing relative can be meant then."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
+
+
 def _load(preset: Preset | None, name: str | None, config_path: str | None) -> config.Configuration:
     return config.load(
         name,
@@ -194,7 +202,7 @@ def _load(preset: Preset | None, name: str | None, config_path: str | None) -> c
         environ=os.environ,
         script=preset.options if preset else None,
         config_path=config_path,
-        cwd=os.getcwd(),
+        cwd=working_directory(),
     )
 
 

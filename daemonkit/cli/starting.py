@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import click
 
 from daemonkit import config, loader, options, trust
-from daemonkit.cli.common import Preset, target_of
+from daemonkit.cli.common import Preset, target_of, working_directory
 from daemonkit.handover import Handover
 
 
@@ -57,7 +57,7 @@ def request_of(
         environ=config.relevant(os.environ),
         script=preset.options if preset else None,
         config_path=config_path,
-        cwd=_working_directory(),
+        cwd=working_directory(),
         script_name=preset.name if preset else None,
     )
 
@@ -90,13 +90,6 @@ def prepare(request: Request) -> tuple[Handover, options.Options]:
         detached=True,
     )
     return handover, loaded.options
-
-
-def _working_directory() -> str:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return "/"  # it was deleted under us; nothing relative can be meant
 
 
 def _make_module_path_absolute(cwd: str) -> None:

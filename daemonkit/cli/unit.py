@@ -39,9 +39,5 @@ def command(
         kind = "initd" if "--initd" in args else "systemd"
     request = starting.request_of(ctx, module, tuple(rest), options, config_path)
     path, is_module = loader.find(request.target)
-    loaded = request.configuration()
-    flags = [word for key, value in request.command_line.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-    if loaded.config_path and config_path:
-        flags += ["--config", loaded.config_path]
-    spec = unit.specify(request.name, path, is_module, request.args, loaded.options, flags)
+    spec = unit.specify(request.name, path, is_module, request.args, request.configuration())
     click.echo(unit.systemd_unit(spec) if kind == "systemd" else unit.initd_script(spec), nl=False)

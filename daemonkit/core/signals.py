@@ -4,8 +4,7 @@ CPython calls a handler between two bytecodes of the main thread, at any place o
 one to a dict and is done; the wakeup descriptor (``signal.set_wakeup_fd``) ends the loop's sleep.  Its pipe may
 overflow under a storm, the dict cannot: no kind of signal is ever lost, and equal ones merge as the kernel's do.
 
-One thing cannot wait for the loop: a stop whose time is up, or that must be at once, while the user's code holds
-the thread.  Then, and only inside ``interruptible``, the handler raises ``StopNow``.
+What a stop may not wait for is in ``core.stop``.
 """
 
 from __future__ import annotations
@@ -15,43 +14,26 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, Final, NoReturn
 
+from daemonkit.core.stop import Stop
+
 TERMINATION: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 RESERVED: Final = frozenset({signal.SIGALRM, signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP})
-LAST_RESORT: Final = 3  # StopNow raised so often and still not out: the user's code swallows it
-
-
-class StopNow(BaseException):
-    """Raised into the user's code when a stop may wait no longer; not an Exception, so it is rarely swallowed."""
 
 
 class Signals:
-    """Which signals have come since the loop looked last, and the deadline of a stop."""
+    """Which signals have come since the loop looked last."""
 
-    def __init__(self, graceful_timeout: float, last_resort: Callable[[], None]) -> None:
-        """Nothing is installed yet.
-
-        Args:
-            graceful_timeout: seconds that the user's code in hand has after the first TERM or INT.
-            last_resort: ends the process; called when the user's code swallows ``StopNow``.
-        """
+    def __init__(self, stop: Stop) -> None:
+        """Nothing is installed yet; the signals of ``TERMINATION`` will ask ``stop`` for one."""
+        self.stop = stop
         self.pending: dict[int, int] = {}
-        self.graceful_timeout = graceful_timeout
-        self.stop_signal: int | None = None
-        self.interrupted = False  # StopNow has been raised
-        self.at_once = False  # QUIT or a second TERM: nothing more is to be waited for
-        self.urgent = False  # True: the code in hand may be interrupted by the first TERM (import, own main loop)
         self.after_note: Callable[[], None] | None = None  # a script's own main loop is served from the handlers
-        self._last_resort = last_resort
         self._handlers: dict[int, Any] = {}
-        self._deadline: float | None = None
-        self._in_user_code = False
         self._is_child = False
-        self._raised = 0
 
     def install(self, numbers: Iterable[int], held: Iterable[int] = ()) -> int:
         """Catch ``numbers`` (and SIGALRM), route them to the wakeup pipe; return its reading end.
@@ -115,26 +97,6 @@ class Signals:
         """Let them come again."""
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
-    @property
-    def deadline(self) -> float | None:
-        """When the code in hand is interrupted (monotonic seconds); None while nobody asked for a stop."""
-        return self._deadline
-
-    def set_deadline(self, grace: float | None) -> None:
-        """Give the code that comes next ``grace`` seconds; None: what is left, or the whole time if nobody asked."""
-        if grace is None and self._deadline is None:
-            grace = self.graceful_timeout
-        if grace is not None:
-            self._raised = 0
-            self._deadline = time.monotonic() + grace
-        self.arm_deadline()
-
-    def clear_deadline(self) -> None:
-        """The code that had a deadline has ended in time; one of a stop that was asked for meanwhile stays."""
-        if self.stop_signal is None:
-            self._deadline = None
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.pending[number] = self.pending.get(number, 0) + 1
         if self.after_note:
@@ -142,36 +104,15 @@ class Signals:
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         self.pending[number] = self.pending.get(number, 0) + 1
-        self.at_once = self.at_once or number == signal.SIGQUIT or self.stop_signal is not None
-        if self.stop_signal is None:
-            self.stop_signal = number
-        self._deadline = time.monotonic() + (0 if self.at_once or self.urgent else self.graceful_timeout)
-        self.arm_deadline()
-        self._raise_if_due()
+        self.stop.ask(number)
         if self.after_note:
             self.after_note()
 
     def _alarm(self, number: int, frame: FrameType | None) -> None:
         self.pending[number] = 1
-        if self._deadline is not None:
-            self._raise_if_due()
+        self.stop.raise_if_due()
         if self.after_note:
             self.after_note()
-
-    def arm_deadline(self) -> None:
-        """Let SIGALRM ring at the deadline, and each second after it while the user's code will not end."""
-        if self._deadline is not None:
-            left = self._deadline - time.monotonic()
-            signal.setitimer(signal.ITIMER_REAL, max(left, 0.0001), 1.0)
-
-    def _raise_if_due(self) -> None:
-        if not self._in_user_code or self._deadline is None or time.monotonic() < self._deadline:
-            return
-        self._raised += 1
-        self.interrupted = True
-        if self._raised > LAST_RESORT:
-            self._last_resort()
-        raise StopNow
 
 
 class _Interruptible:
@@ -183,16 +124,10 @@ class _Interruptible:
         self._signals = signals
 
     def __enter__(self) -> None:
-        signals = self._signals
-        self._outer, signals._in_user_code = signals._in_user_code, True
-        try:
-            signals._raise_if_due()
-        except BaseException:
-            signals._in_user_code = self._outer
-            raise
+        self._outer = self._signals.stop.enter()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
-        self._signals._in_user_code = self._outer
+        self._signals.stop.leave(self._outer)
         if self._signals._is_child:
             _end_child(error)
 

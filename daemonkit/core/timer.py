@@ -18,7 +18,8 @@ from daemonkit.core import timerfd
 from daemonkit.core.board import Board
 from daemonkit.core.job import Job, Policy
 from daemonkit.core.schedule import After, Cron, jittered
-from daemonkit.core.signals import Signals, StopNow
+from daemonkit.core.signals import Signals
+from daemonkit.core.stop import StopNow
 
 log = logging.getLogger("daemonkit.timer")
 
@@ -206,7 +207,7 @@ class Timer:
 
     def _arm(self, due: int) -> None:
         """Let the alarm ring at ``due``; 0 means never.  While a stop is under way the alarm is the deadline's."""
-        if due == self._armed or self._signals.deadline is not None:
+        if due == self._armed or self._signals.stop.deadline is not None:
             return
         if self.fd is not None:
             timerfd.arm(self.fd, due)

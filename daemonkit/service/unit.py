@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from daemonkit.config import defaults
-from daemonkit.options import Options
+from daemonkit.config import COMMAND_LINE, DEFAULT, ENVIRONMENT, Configuration, defaults
+from daemonkit.config_file import SYSTEM_FILE
+from daemonkit.options import BY_KEY, MODE, OPTIONS, SCHEDULE, Option, Options
 
 NOTIFY_RELOAD: Final = 253  # the first systemd with Type=notify-reload (systemd.service(5))
 MARGIN: Final = 10.0  # seconds that the manager allows on top of the daemon's own bounds
+WATCHDOG: Final = 60.0  # seconds, unless a job may take longer to finish
+HOMES: Final = ("/home/", "/root/", "/run/user/")  # what ProtectHome= hides
+TEMPORARY: Final = ("/tmp/", "/var/tmp/")  # what PrivateTmp= hides
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@+=:,./-")
 
 
@@ -26,23 +31,54 @@ class Spec(NamedTuple):
     target: Sequence[str]  # the script and its arguments
     options: Options
     systemd: int = 252
+    reads: Sequence[str] = ()  # what else it must be able to read: its interpreter, its configuration
+    logs_to_file: bool = False
 
 
-def specify(
-    name: str, target: str, is_module: bool, args: Sequence[str], options: Options, flags: Sequence[str]
-) -> Spec:
+def specify(name: str, target: str, is_module: bool, args: Sequence[str], configuration: Configuration) -> Spec:
     """Describe the daemon ``name`` that runs ``target`` on this machine.
+
+    What the command line and the environment ask for becomes flags, and so does the name of a configuration file that
+    would not be found from ``/``.
 
     Args:
         name: the daemon's name.
         target: the script's absolute path, or the module's name.
         is_module: which of the two it is.
         args: the script's own arguments.
-        options: the configuration in force.
-        flags: the options as they are to be given to ``daemonkit run`` and ``start``.
+        configuration: the configuration in force.
     """
-    words = ["-m", target] if is_module else [target]
-    return Spec(name, _command(), flags, [*words, *args], options, systemd_version())
+    words, config_path = ["-m", target] if is_module else [target], configuration.config_path
+    reads = [sys.prefix, os.path.realpath(sys.executable), *([config_path] if config_path else [])]
+    flags, options = _flags(configuration), _as_root(configuration)
+    return Spec(name, _command(), flags, [*words, *args], options, systemd_version(), reads, "--log" in flags)
+
+
+def _as_root(configuration: Configuration) -> Options:
+    """The options with root's default directories: whoever prints the text, a service manager starts it as root."""
+    options, root = configuration.options, defaults(0)
+    own = {key for key in ("run_dir", "log") if configuration.sources[key] == DEFAULT}
+    return Options({o.key: getattr(root if o.key in own else options, o.key) for o in OPTIONS})
+
+
+def _flags(configuration: Configuration) -> list[str]:
+    flags = []
+    if configuration.config_path not in (None, SYSTEM_FILE):
+        flags += ["--config", str(configuration.config_path)]
+    for key, source in configuration.sources.items():
+        value = getattr(configuration.options, key)
+        if source in (COMMAND_LINE, ENVIRONMENT) and value is not None:
+            flags += [BY_KEY[key].flag, _as_text(BY_KEY[key], value)]
+    return flags
+
+
+def _as_text(option: Option[Any], value: Any) -> str:
+    """A parsed value as it is written on a command line."""
+    if option.kind is MODE:
+        return f"{value:03o}"
+    if option.kind is SCHEDULE:
+        return "/".join(f"{signal.Signals(number).name[3:]}/{wait:g}" for number, wait in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def systemd_version() -> int:
@@ -66,20 +102,26 @@ def systemd_unit(spec: Spec) -> str:
     run = " ".join(_unit_word(word) for word in [*spec.command, "run", *spec.flags, *spec.target])
     reload = " ".join(_unit_word(word) for word in [*spec.command, "reload", "--run-dir", options.run_dir, spec.name])
     notify_reload = spec.systemd >= NOTIFY_RELOAD
-    home = "read-only" if any("/home/" in word or "/root/" in word for word in [run]) else "yes"
     capabilities = "CAP_SETUID CAP_SETGID CAP_CHOWN" if options.user or options.group else ""
+    writable = [] if options.run_dir.startswith("/run/") else [options.run_dir]
+    logs = os.path.dirname(options.log)
+    if spec.logs_to_file and logs != "/var/log/daemonkit":
+        writable.append(logs)
     return _UNIT.format(
-        name=spec.name,
+        name=_escaped(spec.name),
         type="notify-reload" if notify_reload else "notify",
         run=run,
         # "+": the daemon may run as another user by then, and the sandbox has no power over that one
         reload="" if notify_reload else f"ExecReload=+{reload}\n",
+        state=_state_directory(spec),
+        watchdog=round(max(WATCHDOG, 2 * options.graceful_timeout)),
         start=round(options.ready_timeout + MARGIN),
         stop=round(options.graceful_timeout + 5 + MARGIN),
         umask=f"{options.umask:04o}",
-        run_name=os.path.basename(options.run_dir),
-        writable="" if options.run_dir.startswith("/run/") else f"ReadWritePaths={_unit_word(options.run_dir)}\n",
-        home=home,
+        runtime=_RUNTIME.format(_unit_word(options.run_dir[5:])) if options.run_dir.startswith("/run/") else "",
+        writable="".join(f"ReadWritePaths={_unit_word(path)}\n" for path in writable),
+        home="read-only" if _reads_any(spec, HOMES) else "yes",
+        temporary="no" if _reads_any(spec, TEMPORARY) else "yes",
         capabilities=capabilities,
     )
 
@@ -93,7 +135,7 @@ def initd_script(spec: Spec) -> str:
         program=shlex.quote(spec.command[0]),
         run_dir=shlex.quote(options.run_dir),
         pid_path=f"{options.run_dir}/{spec.name}.pid",
-        flags=" ".join(shlex.quote(word) for word in spec.flags),
+        flags=shlex.join(_without(spec.flags, "--name", "--run-dir")),
         script=shlex.quote(spec.target[0] if spec.target[0] != "-m" else ""),
         target=" ".join(shlex.quote(word) for word in spec.target),
         timeout=round(options.graceful_timeout + 5 + MARGIN),
@@ -111,10 +153,34 @@ def ready_made() -> dict[str, str]:
     }
 
 
+def _state_directory(spec: Spec) -> str:
+    """A directory that lasts.  systemd would give its own kind to root, as whom the daemon starts."""
+    options, path = spec.options, f"/var/lib/daemonkit/{_escaped(spec.name)}"
+    if not options.user and not options.group:
+        return f"StateDirectory={path.removeprefix('/var/lib/')}\n"
+    owner = [*(["-o", options.user] if options.user else []), *(["-g", options.group] if options.group else [])]
+    make = " ".join(_unit_word(word) for word in ["/usr/bin/install", "-d", *owner])
+    return f"ExecStartPre=+{make} {path}\nEnvironment=STATE_DIRECTORY={path}\nReadWritePaths=-{path}\n"
+
+
+def _reads_any(spec: Spec, tops: tuple[str, ...]) -> bool:
+    return any(word.startswith(tops) for word in (*spec.command, *spec.flags, *spec.target, *spec.reads))
+
+
+def _without(flags: Sequence[str], *unwanted: str) -> list[str]:
+    """``flags``, which are pairs of flag and value, without those that the init script gives itself."""
+    pairs = zip(flags[::2], flags[1::2], strict=True)
+    return [word for flag, value in pairs if flag not in unwanted for word in (flag, value)]
+
+
 def _command() -> list[str]:
     """The installed command beside this interpreter, or the interpreter itself."""
     beside = os.path.join(os.path.dirname(sys.executable), "daemonkit")
     return [beside] if os.access(beside, os.X_OK) else [sys.executable, "-m", "daemonkit"]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%%")
 
 
 def _unit_word(word: str) -> str:
@@ -126,6 +192,7 @@ def _unit_word(word: str) -> str:
     return f'"{escaped}"'
 
 
+_RUNTIME: Final = "RuntimeDirectory={}\nRuntimeDirectoryMode=0755\nRuntimeDirectoryPreserve=yes\n"
 _UNIT: Final = """\
 [Unit]
 Description={name}, a daemon under daemonkit
@@ -136,25 +203,24 @@ Type={type}
 NotifyAccess=main
 ExecStart={run}
 {reload}Restart=on-failure
-RestartSec=1
-WatchdogSec=60
+# Seldom enough for systemd's start limit: what a start lacks, a database say, may be there in an hour.
+RestartSec=5
+# More than any one job may take: the daemon is killed and restarted if its loop stands still for so long.
+WatchdogSec={watchdog}
+SyslogIdentifier={name}
 TimeoutStartSec={start}
 TimeoutStopSec={stop}
 KillMode=mixed
 UMask={umask}
-RuntimeDirectory={run_name}
-RuntimeDirectoryMode=0755
-RuntimeDirectoryPreserve=yes
-LogsDirectory=daemonkit
-StateDirectory=daemonkit
-{writable}
+{runtime}LogsDirectory=daemonkit
+{state}{writable}
 # What a daemon of this kind does not need.  Loosen what yours does.
 CapabilityBoundingSet={capabilities}
 NoNewPrivileges=yes
 LockPersonality=yes
 MemoryDenyWriteExecute=yes
 PrivateDevices=yes
-PrivateTmp=yes
+PrivateTmp={temporary}
 ProtectClock=yes
 ProtectControlGroups=yes
 ProtectHome={home}
@@ -192,15 +258,22 @@ _INITD: Final = """\
 ### END INIT INFO
 # pidfile: {pid_path}
 
-PATH=/sbin:/usr/sbin:/bin:/usr/bin
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 NAME={name}
 SCRIPT={script}
 RUN_DIR={run_dir}
 ENABLED=yes
 
+# What runs this script is watched, not the daemon: with these it would take itself for the service and not fork.
+unset NOTIFY_SOCKET INVOCATION_ID
+
 # May set ENABLED=no, and DAEMONKIT_* variables with export.
 # shellcheck source=/dev/null
 [ ! -r "/etc/default/$NAME" ] || . "/etc/default/$NAME"
+
+# Where systemd runs, this hands the action to systemctl: the unit that it makes of this script is to know of it.
+# shellcheck source=/dev/null
+[ ! -r /lib/lsb/init-functions ] || . /lib/lsb/init-functions
 
 daemonkit() {{
     {command} "$@"
