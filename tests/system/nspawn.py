@@ -1,8 +1,8 @@
 """Boot this machine's own systemd in a container over a throw-away copy of ``/``.
 
-The copy is an overlay with its upper layer in memory, mounted in a mount namespace that only systemd-nspawn
-lives in: when nspawn ends, however it ends, the kernel takes the mounts away.  nspawn itself is tied to the
-test by a parent-death signal, and its processes to nspawn by their PID namespace.
+The copy is an overlay with its upper layer in memory.  nspawn is PID 1 of a PID namespace and lives in a mount
+namespace of its own: when it ends, however it ends, the kernel kills all that ran in the machine and takes the mounts
+away.  It is itself tied to the test by a parent-death signal.  (The systemd inside would survive a killed nspawn.)
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ HOME = "/opt/daemonkit"  # in the machine: where the package under test lives
 PYTHON = "/opt/python"  # in the machine: the interpreter that runs this test
 COMMAND = f"{HOME}/bin/daemonkit"
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+CGROUP = "daemonkit-test-{}"
 NEEDED = ("systemd-nspawn", "setpriv", "unshare", "nsenter", "mount")
 
-# Runs in the new mount namespace, whose PID then becomes nspawn's: nothing forks, so the parent-death signal
-# and the cgroup hold for nspawn.  /run is covered because nspawn leaves directories there (propagate, locks).
-# What the host would start at boot is deleted from the copy: the machine boots the same everywhere.
+# Runs in the new namespaces and then becomes nspawn; nothing forks, so the parent-death signal holds for nspawn.
+# /run is covered because nspawn leaves directories there (propagate, locks).  What the host would start at boot is
+# deleted from the copy: the machine boots the same everywhere.
 SCRIPT = """
 set -e
 box=$1 stage=$2; shift 2
-while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs"; shift; done; shift
+while [ "$1" != -- ]; do echo 0 > "$1/cgroup.procs"; shift; done; shift
 mount -t tmpfs -o mode=0755 tmpfs "$box"
 mkdir "$box/upper" "$box/work" "$box/root"
 mount -t overlay -o "lowerdir=/,upperdir=$box/upper,workdir=$box/work" overlay "$box/root"
@@ -177,23 +178,22 @@ def boot(directory: Path) -> Iterator[Machine]:
     box.mkdir()
     _stage(stage)
     binds = [f"--bind-ro={sys.base_prefix}:{PYTHON}", f"--bind-ro={sysconfig.get_path('purelib')}:{HOME}/packages"]
-    with _cgroups(f"daemonkit-test-{os.getpid()}") as cgroups, _notify_socket() as (notify, address):
+    with _cgroups(CGROUP.format(os.getpid())) as cgroups, _notify_socket() as (notify, address):
         with console.open("wb") as output:
             nspawn = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private",
+                ["setpriv", "--pdeathsig", "KILL",
+                 "unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child=KILL", "--mount-proc",
                  "sh", "-c", SCRIPT, "sh", str(box), str(stage), *map(str, cgroups), "--",
                  f"--machine=daemonkit-{os.getpid()}", *binds],
                 env={**ENVIRONMENT, "NOTIFY_SOCKET": address}, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
-        leader: int | None = None
         try:
-            leader = _wait_until_booted(nspawn, notify, console)
-            machine = Machine(leader)
+            machine = Machine(_wait_until_booted(nspawn, notify, console))
             machine.check("ldconfig")  # an interpreter with a shared library is found at its new place
             yield machine
         finally:
-            _end(nspawn, leader)
+            _end(nspawn)
 
 
 @contextmanager
@@ -207,7 +207,7 @@ def _notify_socket() -> Iterator[tuple[socket.socket, str]]:
 def _wait_until_booted(nspawn: subprocess.Popen[bytes], notify: socket.socket, console: Path) -> int:
     """Wait for nspawn's READY=1, which it passes on from the systemd inside; return that one's PID."""
     end = time.monotonic() + BOOT_TIMEOUT
-    leader: int | None = None
+    leader = ""
     pidfd = os.pidfd_open(nspawn.pid)
     try:
         while True:
@@ -218,26 +218,33 @@ def _wait_until_booted(nspawn: subprocess.Popen[bytes], notify: socket.socket, c
             said = notify.recv(65536).decode().splitlines()
             for line in said:
                 if line.startswith("X_NSPAWN_LEADER_PID="):
-                    leader = int(line.partition("=")[2])
-            if "READY=1" in said and leader is not None:
-                return leader
+                    leader = line.partition("=")[2]
+            if "READY=1" in said and leader:
+                return _from_outside(nspawn.pid, leader)
     finally:
         os.close(pidfd)
 
 
-def _end(nspawn: subprocess.Popen[bytes], leader: int | None) -> None:
-    """Kill PID 1 of the machine, and with it its whole PID namespace; nspawn then ends by itself."""
-    if leader is None:
-        nspawn.kill()
-    elif nspawn.poll() is None:
-        with suppress(ProcessLookupError):
-            os.kill(leader, signal.SIGKILL)
-    try:
-        nspawn.wait(COMMAND_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        nspawn.kill()
-        nspawn.wait()
-        raise
+def _from_outside(unshare: int, leader: str) -> int:
+    """The PID that the machine's PID 1 has for us; nspawn, which calls it ``leader``, counts in its own namespace."""
+    for nspawn in _children(unshare):
+        for pid in _children(nspawn):
+            if f"\t{leader}\t1\n" in Path(f"/proc/{pid}/status").read_text():  # NSpid (proc(5))
+                return pid
+    raise BootFailed(f"no child of nspawn is its pid {leader}")
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _end(unshare: subprocess.Popen[bytes]) -> None:
+    """Kill PID 1 of the outer namespace; its parent, ``unshare``, ends when the kernel has ended all the others."""
+    if unshare.poll() is None:
+        for pid in _children(unshare.pid) or [unshare.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    unshare.wait(COMMAND_TIMEOUT)
 
 
 @contextmanager
@@ -246,13 +253,25 @@ def _cgroups(name: str) -> Iterator[list[Path]]:
     made: list[Path] = []
     try:
         for parent in _own_cgroups():
+            _sweep(parent)
             made.append(parent / name)
             made[-1].mkdir()
         yield made
     finally:
         for top in made:
-            for path, _, _ in os.walk(top, topdown=False):
-                os.rmdir(path)
+            _remove(top)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what tests that were themselves killed have left: empty cgroups are all that outlives them."""
+    for left in parent.glob(CGROUP.format("*")):
+        if not Path("/proc", left.name.rpartition("-")[2]).exists():
+            _remove(left)
+
+
+def _remove(top: Path) -> None:
+    for path, _, _ in os.walk(top, topdown=False):
+        os.rmdir(path)
 
 
 def _own_cgroups() -> Iterator[Path]:

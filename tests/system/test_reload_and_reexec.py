@@ -203,7 +203,7 @@ def test_a_start_hammered_during_upgrades_is_always_told_the_same_pid(box: Box) 
         ("raise RuntimeError('half done')\n", "RuntimeError: half done"),
         ("def f(:\n", "SyntaxError"),
         ("sys.exit(4)\n", "called sys.exit(4)"),
-        ("@every(0)\ndef beat(): pass\n", "more than 0"),
+        ("@every(0)\ndef beat(): pass\n", "@every(0)"),
         ("os.kill(os.getpid(), 9)\n", "could not be tried"),
     ],
     ids=["raises", "syntax", "exits", "declares-wrongly", "dies"],
@@ -255,23 +255,29 @@ def test_alarms_that_are_due_at_the_moment_of_the_exec_do_not_kill_the_daemon(bo
 def test_no_signal_is_lost_during_the_exec(box: Box) -> None:
     pid = box.start(
         """
-        time.sleep(0.3)  # the new code's own start takes that long, and all that while nobody handles signals
+        time.sleep(0.1)  # the new code's own start takes that long, and all that while nobody handles signals
 
         @on("SIGWINCH")
         def winch(): log.info("winch")
+
+        @on("SIGRTMIN")  # whoever does not catch it dies of it
+        def real(): log.info("real")
 
         @every(3600)
         def beat(): pass
         """
     )
-    for count in range(1, 4):
+    for count in range(1, 3):
         os.kill(pid, signal.SIGUSR2)
         box.await_log("executing the new code", count)
         os.kill(pid, signal.SIGWINCH)
-        box.await_log("test: winch", count)
+        os.kill(pid, signal.SIGRTMIN)
+        os.kill(pid, signal.SIGHUP)
+        for said in ("test: winch", "test: real", "daemonkit: reloaded"):
+            box.await_log(said, count)
         box.await_log("ready, pid", count + 1)
     os.kill(pid, signal.SIGUSR2)
-    box.await_log("executing the new code", 4)
+    box.await_log("executing the new code", 3)
     os.kill(pid, signal.SIGTERM)
     await_end(pid)
     assert list(box.run_dir.iterdir()) == []
@@ -337,11 +343,11 @@ def test_jobs_interrupt_the_scripts_own_loop_and_are_never_nested(box: Box) -> N
     assert list(box.run_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "blocked", ["os.read(os.pipe()[0], 1)", "subprocess.run(['sleep', '600'])", "time.sleep(600)", "signal.pause()"]
-)
+@pytest.mark.parametrize("blocked", ["os.read(os.pipe()[0], 1)", "subprocess.run(['sleep', '600'])", "signal.pause()"])
 def test_a_loop_that_waits_in_the_kernel_is_interrupted_all_the_same(box: Box, blocked: str) -> None:
-    head = "import subprocess\n@every(0.1)\ndef tick(): log.info('tick')\n@on('reload')\ndef again(): log.info('again')\n"
+    head = (
+        "import subprocess\n@every(0.1)\ndef tick(): log.info('tick')\n@on('reload')\ndef again(): log.info('again')\n"
+    )
     pid = box.start(head + f"def loop():\n    while True:\n        {blocked}\nmain(loop)\n")
     text = box.await_log("test: tick", 3)
     os.kill(pid, signal.SIGHUP)
@@ -401,15 +407,15 @@ def test_a_job_that_takes_the_alarm_is_told_in_the_log_and_the_others_go_on(box:
             {theft}
             log.info("taken")
 
-        @every(0.1)
+        @every(0.05)
         def tick(): log.info("tick")
 
-        @every(0.35)
+        @every(0.2)
         def other(): log.info("other")
         """
     )
     text = box.await_log("taken")
-    box.await_log("test: tick", text.count("test: tick") + 15)
+    box.await_log("test: tick", text.count("test: tick") + (25 if "alarm(" in theft else 8))
     text = box.await_log("test: other", 2)
     assert "the timer goes on with a timerfd" in text, text
     if "signal(signal.SIGALRM" in theft:
@@ -478,7 +484,28 @@ def test_stop_hooks_run_once_in_their_order_and_one_that_fails_does_not_stop_the
     assert "stop hook first failed" in text
 
 
-HANGING = "@after(0.001)\ndef hangs():\n    log.info('hangs')\n    time.sleep(600)\n@on('stop')\ndef stop(): log.info('hook')\n"
+HANGING = """
+@after(0.001)
+def hangs():
+    log.info("hangs")
+    time.sleep(600)
+"""
+
+
+def await_end_of(daemon: subprocess.Popen[str], *numbers: signal.Signals) -> None:
+    """Sleep until ``daemon`` has ended, sending it ``numbers`` meanwhile."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for number in numbers:
+            daemon.send_signal(number)
+        try:
+            daemon.communicate(timeout=0.1 if numbers else 60)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+    daemon.kill()
+    daemon.communicate()
+    pytest.fail(f"it went on in spite of {numbers}")
 
 
 @pytest.mark.parametrize(
@@ -496,9 +523,9 @@ def test_quit_or_a_second_stop_signal_ends_the_job_in_hand_at_once(
 ) -> None:
     daemon = box.popen("run", "--graceful-timeout", "1000", box.script(HANGING))
     box.await_log("test: hangs")
-    for number in numbers:
-        daemon.send_signal(number)
-    daemon.communicate(timeout=60)
+    first, *second = numbers
+    daemon.send_signal(first)
+    await_end_of(daemon, *second)  # again and again: two of a kind are one to the kernel while the first is pending
     assert daemon.returncode == 1
     assert list(box.run_dir.iterdir()) == []
 
@@ -528,12 +555,9 @@ def test_int_of_a_terminals_whole_group_leaves_neither_daemon_nor_traceback(box:
 
 def test_restart_starts_it_again_with_the_same_arguments(box: Box) -> None:
     script = box.script("log.info('args %s', sys.argv[1:])\n" + IDLE)
-    assert box.call("start", script, "--", "one", "two").returncode == 0 or box.call(
-        "start", script, "one", "two"
-    ).returncode == 0
+    assert box.call("start", script, "one", "two").returncode == 0
     pid = box.pid()
     done = box.call("restart", "beat")
     assert done.returncode == 0, done.stderr
     assert box.pid() not in (None, pid)
-    assert isinstance(subprocess.DEVNULL, int)
     assert box.log.read_text().count("'one', 'two']") == 2

@@ -14,11 +14,10 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -30,10 +29,23 @@ from daemonkit.core.board import Board
 from daemonkit.core.job import Job, Policy
 from daemonkit.core.schedule import Cron, Every
 from daemonkit.core.signals import Signals
+from daemonkit.core.stop import Stop
 from daemonkit.core.timer import Timer
 
 STORM = 100_000
-KINDS = tuple(getattr(signal, f"SIG{name}") for name in "HUP USR1 TTIN TTOU ALRM CHLD WINCH URG CONT IO PIPE".split())
+KINDS = (
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGALRM,
+    signal.SIGCHLD,
+    signal.SIGWINCH,
+    signal.SIGURG,
+    signal.SIGCONT,
+    signal.SIGIO,
+    signal.SIGPIPE,
+)
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 needs_faketime = pytest.mark.skipif(FAKETIME is None, reason="needs libfaketime")
@@ -137,8 +149,8 @@ def test_row_14_after_100_000_mixed_signals_the_daemon_works_and_one_term_stops_
 def test_row_14_what_daemonkit_itself_does_on_signals_survives_a_storm_and_term_in_the_middle_of_it(box: Box) -> None:
     pid = box.start("@every(0.01)\ndef beat(): pass\n")
     with storm_on(pid):
-        box.await_log("status\n", 20)
-        box.await_log("reloaded", 20)
+        box.await_log("status\n", 5)
+        box.await_log("reloaded", 5)
         os.kill(pid, signal.SIGTERM)
         await_end(pid)
     assert "Traceback" not in ended_gracefully(box)
@@ -345,7 +357,7 @@ def test_row_16_a_job_that_swallows_every_interruption_cannot_keep_the_daemon(bo
                 pass
 
     """
-    pid = box.start(script, "--graceful-timeout", "0.2")
+    pid = box.start(script, "--graceful-timeout", "0.01")
     box.await_log("blocked")
     assert box.call("kill", "beat").stdout == f"beat was stopped, pid {pid}\n"
     assert "does not let itself be interrupted" in box.log.read_text()
@@ -382,7 +394,7 @@ def test_row_17_a_stopped_daemon_is_called_stopped_and_can_be_killed(box: Box) -
 def test_row_17_a_step_of_the_wall_clock_moves_cron_jobs_and_no_other(
     hours: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timer = Timer(Signals(graceful_timeout=1, last_resort=lambda: None), Board())
+    timer = Timer(Signals(Stop(graceful_timeout=1, last_resort=lambda: None)), Board())
     wall = datetime.now(UTC)
     soon = wall + timedelta(hours=1)
     cron = Job("cron", lambda: None, Cron(f"{soon.minute} {soon.hour} * * *", "UTC"), Policy())
@@ -443,6 +455,7 @@ def test_row_17_clock_jumps_of_hours_neither_double_nor_lose_a_cron_job_nor_move
         main(loop)
         """
     )
+    box.await_log("test: tick")
     began = time.monotonic()
     steps = ("+7200", "-3600", "+7200", "+0", "-86400", "+0")
     for count, step in enumerate(steps, start=1):
@@ -455,13 +468,11 @@ def test_row_17_clock_jumps_of_hours_neither_double_nor_lose_a_cron_job_nor_move
     assert text.count("the wall clock was set") == len(steps)
 
 
-@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe"])
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "Australia/Lord_Howe"])
 def test_row_18_the_timetable_shows_both_daylight_saving_nights_as_documented(box: Box, zone: str) -> None:
     here = ZoneInfo(zone)
     script = box.script('cron("15 2 * * *", name="fixed")(print)\ncron("15 * * * *", name="hourly")(print)\n')
-    done = box.call(
-        "timetable", "--for", "400d", "--limit", "20000", "--json", script, env={**box.environ, "TZ": zone}
-    )
+    done = box.call("timetable", "--for", "400d", "--limit", "20000", "--json", script, env={**box.environ, "TZ": zone})
     assert done.returncode == 0, done.stderr
     runs: dict[str, list[datetime]] = {"fixed": [], "hourly": []}
     for run in json.loads(done.stdout):
@@ -483,9 +494,9 @@ def test_row_18_the_timetable_shows_both_daylight_saving_nights_as_documented(bo
         assert all(run.minute == 15 for run in shown)
 
 
-def faces(day: object, zone: ZoneInfo) -> list[datetime]:
+def faces(day: date, zone: ZoneInfo) -> list[datetime]:
     """A quarter past each hour of ``day``, whether the clock shows it or not."""
-    return [datetime(day.year, day.month, day.day, hour, 15, tzinfo=zone) for hour in range(24)]  # type: ignore[attr-defined]
+    return [datetime(day.year, day.month, day.day, hour, 15, tzinfo=zone) for hour in range(24)]
 
 
 def exists(moment: datetime) -> bool:
@@ -493,42 +504,37 @@ def exists(moment: datetime) -> bool:
     return moment.astimezone(UTC).astimezone(moment.tzinfo).replace(tzinfo=None) == moment.replace(tzinfo=None)
 
 
-def hours_of(day: object, zone: ZoneInfo) -> float:
+def hours_of(day: date, zone: ZoneInfo) -> float:
     """How many hours ``day`` has."""
-    begin = datetime(day.year, day.month, day.day, tzinfo=zone)  # type: ignore[attr-defined]
+    begin = datetime(day.year, day.month, day.day, tzinfo=zone)
     end = (begin.replace(tzinfo=None) + timedelta(days=1)).replace(tzinfo=zone)
     return (end.timestamp() - begin.timestamp()) / 3600
 
 
+HOURS = """
+@cron("0 2 * * *")
+def fixed(): log.info("ran fixed")
+
+@cron("0 * * * *")
+def hourly(): log.info("ran hourly")
+
+@cron("30 * * * *")
+def not_yet(): log.info("ran not_yet")
+"""
+
+
 @needs_faketime
-@pytest.mark.parametrize(
-    ("before", "runs"),
-    [
-        (datetime(2031, 3, 30, 0, 59, 57, tzinfo=UTC), {"skipped", "clock"}),  # 01:59:57, then 03:00
-        (datetime(2031, 10, 26, 0, 59, 57, tzinfo=UTC), {"clock"}),  # 02:59:57, then 02:00 again
-    ],
-    ids=["spring", "autumn"],
-)
-def test_row_18_a_daemon_lives_through_the_moment_at_which_the_hour_changes(
-    box: Box, before: datetime, runs: set[str]
-) -> None:
-    faked(box, FAKETIME_FMT="%s", FAKETIME=f"@{int(before.timestamp())}", TZ="Europe/Berlin")
-    box.start(
-        """
-        @cron("0 2 * * *")
-        def skipped(): log.info("ran skipped")
-
-        @cron("0 * * * *")
-        def clock(): log.info("ran clock")
-
-        @cron("30 * * * *")
-        def not_yet(): log.info("ran not_yet")
-        """
-    )
-    for name in runs:
-        box.await_log(f"ran {name}")
-    text = box.log.read_text()
-    assert text.count("ran ") == len(runs), text
+def test_row_18_daemons_live_through_the_moments_at_which_the_hour_changes(box: Box) -> None:
+    spring = datetime(2031, 3, 30, 0, 59, 57, tzinfo=UTC)  # 01:59:57, then 03:00: a fixed time of 02:00 runs now
+    autumn = datetime(2031, 10, 26, 0, 59, 57, tzinfo=UTC)  # 02:59:57, then 02:00 again: it does not
+    for name, before in (("spring", spring), ("autumn", autumn)):
+        faked(box, FAKETIME_FMT="%s", FAKETIME=f"@{int(before.timestamp())}", TZ="Europe/Berlin")
+        box.start(HOURS, "--log", str(box.path / f"{name}.log"), name=f"{name}.py")
+    box.await_file(box.path / "spring.log", "ran ", 2)
+    box.await_file(box.path / "autumn.log", "ran hourly")
+    ran = [(box.path / f"{name}.log").read_text().count("ran ") for name in ("spring", "autumn")]
+    assert ran == [2, 1]
+    assert "ran not_yet" not in (box.path / "spring.log").read_text()
 
 
 def test_row_19_a_hundred_thousand_jobs_are_registered_run_shown_and_stopped(box: Box) -> None:
@@ -597,7 +603,7 @@ def test_row_20_term_to_the_waiting_start_command_ends_the_daemon_to_be_too(box:
 
 
 def test_row_20_term_during_a_start_hook_ends_the_start_and_runs_the_stop_hooks(box: Box) -> None:
-    script = box.script(HOOKS + "@on('start')\ndef begin():\n    mark('start hook')\n    time.sleep(1)\n")
+    script = box.script(HOOKS + "@on('start')\ndef begin():\n    mark('start hook')\n    time.sleep(0.3)\n")
     starting = box.popen("start", script)
     box.await_log("now in the start hook")
     os.kill(await_pid(box), signal.SIGTERM)
@@ -609,14 +615,14 @@ def test_row_20_term_during_a_start_hook_ends_the_start_and_runs_the_stop_hooks(
 
 
 IN_HAND = {
-    "job": "@after(0.001)\ndef job():\n    mark('job')\n    time.sleep(1)\n    log.info('came to its end')\n",
+    "job": "@after(0.001)\ndef job():\n    mark('job')\n    time.sleep(0.3)\n    log.info('came to its end')\n",
     "signal handler": (
-        "@on('SIGWINCH')\ndef handler():\n    mark('signal handler')\n    time.sleep(1)\n"
+        "@on('SIGWINCH')\ndef handler():\n    mark('signal handler')\n    time.sleep(0.3)\n"
         "    log.info('came to its end')\n"
     ),
-    "reload": "@on('reload')\ndef again():\n    mark('reload')\n    time.sleep(1)\n    log.info('came to its end')\n",
+    "reload": "@on('reload')\ndef again():\n    mark('reload')\n    time.sleep(0.3)\n    log.info('came to its end')\n",
     "fork": (
-        "@after(0.001)\ndef job():\n    mark('fork')\n    subprocess.run(['sleep', '1'], check=True)\n"
+        "@after(0.001)\ndef job():\n    mark('fork')\n    subprocess.run(['sleep', '0.3'], check=True)\n"
         "    log.info('came to its end')\n"
     ),
 }
@@ -656,7 +662,9 @@ def test_row_20_term_while_an_upgrade_is_tried_stops_the_daemon_and_the_trial(bo
 
 
 def test_row_20_term_during_a_stop_hook_ends_the_daemon_at_once_and_cleans_up(box: Box) -> None:
-    pid = box.start("@every(3600)\ndef beat(): pass\n@on('stop')\ndef stop():\n    log.info('hook')\n    time.sleep(600)\n")
+    pid = box.start(
+        "@every(3600)\ndef beat(): pass\n@on('stop')\ndef stop():\n    log.info('hook')\n    time.sleep(600)\n"
+    )
     os.kill(pid, signal.SIGTERM)
     box.await_log("INFO test: hook")
     os.kill(pid, signal.SIGTERM)
@@ -664,7 +672,7 @@ def test_row_20_term_during_a_stop_hook_ends_the_daemon_at_once_and_cleans_up(bo
     ended_gracefully(box)
 
 
-@pytest.mark.parametrize("delay", [0, 0.02, 0.05, 0.08, 0.12, 0.2])
+@pytest.mark.parametrize("delay", [0, 0.03, 0.06, 0.1])
 def test_row_20_term_at_any_moment_of_a_start_leaves_nothing_behind(box: Box, delay: float) -> None:
     script = box.script(HOOKS)
     starting = box.popen("start", script)
@@ -678,5 +686,3 @@ def test_row_20_term_at_any_moment_of_a_start_leaves_nothing_behind(box: Box, de
     await_end(pid)
     assert list(box.run_dir.iterdir()) == []
     assert box.processes() == {}
-
-

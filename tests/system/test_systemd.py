@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
-import signal
 import socket
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from system.nspawn import COMMAND, ENVIRONMENT, Machine, boot, missing
+from system.nspawn import COMMAND, HOME, PYTHON, Machine, boot, missing
 
 ETC = Path(__file__).parents[2] / "etc"
 HEAD = "import logging, os, signal, socket, sys, time\nfrom daemonkit import *\nlog = logging.getLogger('test')\n"
@@ -38,6 +38,7 @@ class Service:
         self.script = f"/etc/daemonkit/{name}.py"
         self.gate = f"/etc/daemonkit/{name}.gate"
         self.init = f"/etc/init.d/{name}"
+        self.command = "daemonkit"
 
     def write(self, text: str) -> None:
         """Write the script; ``pass_gate()`` in it waits for ``open_gate``."""
@@ -47,7 +48,7 @@ class Service:
     def install(self, text: str, *flags: str, drop_in: str = QUICK) -> None:
         """Write the script and the unit that ``daemonkit unit`` prints for it."""
         self.write(text)
-        unit = self.machine.check("daemonkit", "unit", "--systemd", *flags, self.script)
+        unit = self.machine.check(self.command, "unit", "--systemd", *flags, self.script)
         self.machine.write(f"/etc/systemd/system/{self.unit}", unit)
         self.machine.write(f"/etc/systemd/system/{self.unit}.d/test.conf", drop_in)
         self.machine.check("systemctl", "daemon-reload")
@@ -101,7 +102,8 @@ class Service:
         for name in (self.unit, f"{self.name}.socket"):
             self.machine.run("systemctl", "stop", name)
             self.machine.run("systemctl", "reset-failed", name)
-        self.machine.check("sh", "-c", f"rm -rf /etc/systemd/system/{self.name}.* {self.init} /etc/default/{self.name}")
+        files = f"/etc/systemd/system/{self.name}.* {self.init} /etc/default/{self.name} /var/lib/daemonkit/{self.name}"
+        self.machine.check("sh", "-c", f"rm -rf {files}")
         self.machine.check("systemctl", "daemon-reload")
 
 
@@ -349,12 +351,12 @@ WORKS: dict[str, str] = {
     "sockets": "[socket.socket(family).close() for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)]",
     "name resolution": "socket.getaddrinfo('localhost', 80)",
     "temporary file": "import tempfile; tempfile.TemporaryFile().write(b'x')",
-    "state directory": "open(os.path.join(os.environ['STATE_DIRECTORY'], 'x'), 'w').close()",
+    "state directory": "open(os.path.join(os.environ['STATE_DIRECTORY'], str(os.getpid())), 'w').close()",
     "child": "import subprocess; subprocess.run(['/bin/true'], check=True)",
     "thread": "import threading; t = threading.Thread(target=int); t.start(); t.join()",
     "fork": "os.waitpid(os.fork() or os._exit(0), 0)",
     "process-shared lock": "import multiprocessing; multiprocessing.get_context('fork').Lock().acquire()",
-    "shared memory": "from multiprocessing import shared_memory as s; m = s.SharedMemory(create=True, size=9); m.unlink()",
+    "shared memory": "from multiprocessing import shared_memory as m; m.SharedMemory(create=True, size=9).unlink()",
     "database": "import sqlite3; sqlite3.connect('/tmp/x.db').execute('create table if not exists x (y)')",
     "tls": "import ssl; ssl.create_default_context()",
     "limits": "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))",
@@ -419,6 +421,82 @@ def test_run_as_another_user_it_is_found_by_status_reloaded_and_stopped_clean(se
     service.do("stop")
     assert service.machine.unit_property(service.unit, "Result") == "success"
     assert service.machine.run("daemonkit", "status", service.name).returncode == 3
+
+
+# -- what is printed
+
+
+def test_a_daemon_that_cannot_start_yet_is_tried_for_ever(service: Service) -> None:
+    service.install(BEATS, drop_in="")
+    wait, interval = (
+        service.machine.check("systemctl", "show", "--value", f"--property={name}", service.unit).strip()
+        for name in ("RestartUSec", "StartLimitIntervalUSec")
+    )
+    burst = int(service.machine.unit_property(service.unit, "StartLimitBurst"))
+    assert in_seconds(wait) * burst > in_seconds(interval)
+
+
+def in_seconds(span: str) -> float:
+    """A time span as systemctl prints it (systemd.time(7))."""
+    units = {"ms": 0.001, "s": 1, "min": 60, "h": 3600}
+    return sum(float(number) * units[unit] for number, unit in re.findall(r"([0-9.]+)(ms|s|min|h)\b", span))
+
+
+def test_a_script_in_tmp_is_not_hidden_from_its_unit(service: Service) -> None:
+    service.script = f"/tmp/{service.name}.py"
+    service.install(BEATS)
+    service.start()
+    assert service.state == "active"
+
+
+def test_an_interpreter_in_a_home_directory_is_not_hidden_from_its_unit(service: Service) -> None:
+    machine, venv = service.machine, "/srv/venv"
+    real = os.path.basename(os.readlink(machine.path(f"{HOME}/bin/python")))
+    machine.check("mkdir", "-p", "/root/python/bin", f"{venv}/bin")
+    machine.check("ln", "-s", f"{PYTHON}/lib", "/root/python/lib")
+    machine.check("cp", f"{PYTHON}/bin/{real}", "/root/python/bin/python")
+    machine.check("ln", "-s", "/root/python/bin/python", f"{venv}/bin/python")
+    machine.check("ln", "-s", f"{HOME}/lib", f"{venv}/lib")
+    machine.write(f"{venv}/pyvenv.cfg", "home = /root/python/bin\ninclude-system-site-packages = false\n")
+    command = machine.path(COMMAND).read_text().replace(HOME, venv)
+    machine.write(f"{venv}/bin/daemonkit", command, mode=0o755)
+    service.command = f"{venv}/bin/daemonkit"
+    service.install(BEATS)
+    service.start()
+    assert f"ExecStart={venv}/bin/daemonkit" in service.do("cat")
+    assert service.state == "active"
+
+
+def test_a_log_file_of_ones_own_can_be_written(service: Service) -> None:
+    service.machine.check("mkdir", "-p", "/srv/logs")
+    service.install(BEATS + "@on('start')\ndef begin(): log.info('here')\n", "--log", "/srv/logs/own.log")
+    service.start()
+    assert "here" in service.machine.path("/srv/logs/own.log").read_text()
+
+
+@pytest.mark.parametrize("kind", ["--systemd", "--initd"])
+def test_nothing_printed_is_relative_to_where_it_was_printed(service: Service, kind: str) -> None:
+    service.write(BEATS)
+    machine = service.machine
+    machine.write("/srv/app/etc/daemonkit.toml", "[daemon]\ngraceful_timeout = 77\n")
+    at_srv_app = ("env", "--chdir=/srv/app", "DAEMONKIT_LOG_LEVEL=DEBUG")
+    text = machine.check(*at_srv_app, "daemonkit", "unit", kind, "--run-dir", "run", "--log", "my.log", service.script)
+    words = text.split()
+    for flag, value in (("--log", "/srv/app/my.log"), ("--config", "/srv/app/etc/daemonkit.toml")):
+        assert (flag, value) in itertools.pairwise(words)
+    assert ("--log-level", "DEBUG") in itertools.pairwise(words)
+    assert "/srv/app/run" in text
+    assert "--run-dir run" not in text
+
+
+@pytest.mark.parametrize("kind", ["--systemd", "--initd"])
+def test_what_a_user_prints_is_for_root_to_start(service: Service, kind: str) -> None:
+    service.write(BEATS)
+    as_nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    environ = ("env", "XDG_RUNTIME_DIR=/run/user/65534", "HOME=/nonexistent")
+    text = service.machine.check(*as_nobody, *environ, "daemonkit", "unit", kind, service.script)
+    assert "/run/daemonkit" in text
+    assert "65534" not in text
 
 
 # -- the ready-made files
@@ -595,6 +673,15 @@ def test_the_init_script_called_by_hand_under_systemd_goes_through_systemd(servi
     assert service.machine.run(service.init, "status").returncode == 0
     assert service.machine.run(service.init, "stop").returncode == 0
     assert service.state == "inactive"
+
+
+def test_the_init_script_forks_although_what_called_it_is_supervised(service: Service) -> None:
+    # As from a unit under a systemd older than 248, which does not say which process it watches.
+    service.install_init(BEATS)
+    supervised = ("env", "INVOCATION_ID=0123456789abcdef", "NOTIFY_SOCKET=/run/nobody-listens", service.init)
+    assert sysv(service, *supervised, "start") == 0
+    assert service.machine.path(f"/proc/{service.pid_written}/stat").read_text().rpartition(")")[2].split()[1] == "1"
+    assert sysv(service, *supervised, "stop") == 0
 
 
 def test_the_ready_made_init_script_runs_the_example(service: Service) -> None:
