@@ -93,6 +93,7 @@ def _escalate(holder: Holder, stop_schedule: Schedule) -> str:
             holder.kill_tree()
         else:
             holder.signal(number)
+            holder.signal(signal.SIGCONT)  # one that was stopped could not act on it
         if holder.wait(patience):
             if number == signal.SIGKILL:
                 return f"was killed, pid {holder.pid}: it had not ended within {waited:g} s"

@@ -105,3 +105,11 @@ class ControlError(DaemonkitError, ConnectionError):
 
 class StopTimeout(DaemonkitError, TimeoutError):
     """The daemon was still there when the time was up."""
+
+
+def told(error: BaseException) -> str:
+    """``Kind: message``, whatever the error's own ``__str__`` does."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - a mistake in the script's own exception class must not become ours
+        return f"{type(error).__name__} (and it cannot be put into words)"

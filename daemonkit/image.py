@@ -19,7 +19,7 @@ from daemonkit import config, control, requests
 from daemonkit.api import default
 from daemonkit.core import privileges
 from daemonkit.core.board import Board
-from daemonkit.core.logs import Handler, Sink, Stream, is_journal
+from daemonkit.core.logs import Handler, Sink, Stream, flush_streams, is_journal
 from daemonkit.core.loop import Loop
 from daemonkit.core.pidfile import PidFile
 from daemonkit.core.signals import Signals
@@ -33,6 +33,8 @@ from daemonkit.options import OPTIONS
 from daemonkit.parts import Parts
 from daemonkit.script import Script
 from daemonkit.service.notify import Notifier, listen_fds
+from daemonkit.trust import check_trusted
+from daemonkit.upgrade import GOOD
 
 log = logging.getLogger("daemonkit")
 
@@ -43,15 +45,13 @@ def main(fd: int) -> None:
     """Be the daemon described by the handover in ``fd``; never returns."""
     handover = Handover.load(fd)
     if handover.check_only:
-        sys.exit(_check(handover))
+        leave(_check(handover))
     leave(_Image(handover).run())
 
 
 def leave(code: int) -> None:
     """End the process now: exit functions are run, threads that the script left behind are not waited for."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    flush_streams()
     atexit._run_exitfuncs()
     os._exit(code)
 
@@ -68,6 +68,7 @@ class _Image:
         self._status_fd = handover.status_fd
         if self._status_fd >= 0:
             os.set_inheritable(self._status_fd, False)
+        self._board = Board()
         self._server: control.Server | None = None
         self._sink: Sink | None = None
 
@@ -99,16 +100,9 @@ class _Image:
         default.listen_fds = handover.listen_fds or list(listen_fds(os.environ))
         self._handover = handover = handover._replace(listen_fds=default.listen_fds)
         configuration = _configuration(handover, handover.script_options)
-        sink = self._open_log(configuration)
-        sock = self._listen()
-        owner = privileges.resolve(configuration.options.user, configuration.options.group)
-        if owner is not None:
-            if os.geteuid() == 0:
-                sink.chown(owner.uid, owner.gid)
-                os.chown(handover.socket_path, owner.uid, owner.gid)
-            privileges.drop(owner)
+        sink, sock = self._open_files(configuration)
         notifier.extend_timeout(configuration.options.ready_timeout)
-        board = Board()
+        board = self._board
         timer = Timer(signals, board)
         if not handover.detached:  # a launcher sees to it otherwise
             signals.stop.set_deadline(configuration.options.ready_timeout)
@@ -125,6 +119,21 @@ class _Image:
         signals.stop.clear_deadline()
         self._ready(master)
         return master
+
+    def _open_files(self, configuration: config.Configuration) -> tuple[Sink, socket.socket]:
+        """Open log and socket and become ``user``; what root opens stands where nobody else can put links."""
+        handover = self._handover
+        owner = privileges.resolve(configuration.options.user, configuration.options.group)
+        if owner is None or os.geteuid() != 0:
+            return self._open_log(configuration), self._listen()
+        sink = self._open_log(configuration) if _is_roots(os.path.dirname(configuration.options.log)) else None
+        sock = self._listen() if _is_roots(handover.run_dir) else None
+        if sink:
+            sink.chown(owner.uid, owner.gid)
+        if sock and handover.generation is None:
+            os.chown(handover.socket_path, owner.uid, owner.gid, follow_symlinks=False)
+        privileges.drop(owner)
+        return sink or self._open_log(configuration), sock or self._listen()
 
     def _open_log(self, configuration: config.Configuration) -> Sink:
         """Open the log and put it under logging, stdout and stderr."""
@@ -199,6 +208,17 @@ class _Image:
         os._exit(1)
 
 
+def _is_roots(directory: str) -> bool:
+    """Whether root alone can change ``directory``, or it is not there and root would make it."""
+    try:
+        check_trusted(directory)
+    except FileNotFoundError:
+        return _is_roots(os.path.dirname(directory))
+    except OSError:
+        return False
+    return True
+
+
 def _load(handover: Handover, signals: Signals, board: Board) -> Script:
     """Import the script; a TERM meanwhile ends that at once, for nothing has been accepted yet."""
     import time
@@ -270,8 +290,9 @@ def _check(handover: Handover) -> int:
     default.loading = Loader(default)
     try:
         script = default.loading.load(handover.target, handover.is_module, handover.args)
-        _configuration(handover, script.options)
+        _with_script(handover, script, _configuration(handover, handover.script_options))
     except DaemonkitError as error:
         print(error, file=sys.stderr)
         return 1
+    os.write(handover.status_fd, GOOD)
     return 0

@@ -57,29 +57,30 @@ def _not_running(name: str, pid_path: str, exists: bool, pid: int | None) -> Ans
 
 def _of_running(name: str, pid: int, socket_path: str) -> dict[str, Any]:
     """Ask it; if it cannot answer, say what it is at."""
-    busy = board.read(pid)
-    in_a_hurry = (busy and busy.seconds > BUSY_TIME) or _is_stopped(pid)
+    seen = board.read(pid)
+    if seen is None or seen.state == "starting":  # between exec and board there is nothing to see, too
+        return _from_outside(name, pid, "starting", seen)
+    in_a_hurry = seen.state != "running" or seen.seconds > BUSY_TIME or _is_stopped(pid)
     try:
-        answer = control.ask(
-            socket_path,
-            {"do": "status"},
-            pid=pid,
-            timeout=BUSY_TIME if in_a_hurry else ANSWER_TIME,
-        )
+        answer = control.ask(socket_path, {"do": "status"}, pid=pid, timeout=BUSY_TIME if in_a_hurry else ANSWER_TIME)
     except ControlError as error:
-        busy = board.read(pid)
-        stopped = _is_stopped(pid)
-        state = "stopped by a signal" if stopped else "running"
-        if busy and busy.name.startswith("importing"):
-            state = "starting"
-        status = _plain(name, state, pid, note=None if busy or stopped else str(error))
-        if busy:
-            status["busy"] = f"{busy.name} for {busy.seconds:.1f} s"
-        return status
+        seen = board.read(pid)
+        return _from_outside(name, pid, seen.state if seen else "running", seen, str(error))
     except DaemonkitError as error:
         return _plain(name, "running", pid, note=f"no details: {error}")
     answer.pop("ok", None)
     return answer
+
+
+def _from_outside(
+    name: str, pid: int, state: str, seen: board.Activity | None, note: str | None = None
+) -> dict[str, Any]:
+    """What can be told without its word."""
+    stopped, busy = _is_stopped(pid), seen is not None and seen.name
+    status = _plain(name, "stopped by a signal" if stopped else state, pid, note=None if busy or stopped else note)
+    if seen and busy:
+        status["busy"] = f"{seen.name} for {seen.seconds:.1f} s"
+    return status
 
 
 def _without_pid_file(socket_path: str) -> dict[str, Any] | None:

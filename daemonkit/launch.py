@@ -15,8 +15,8 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from daemonkit.core import privileges
-from daemonkit.core.holder import settled
+from daemonkit.core import board, privileges
+from daemonkit.core.holder import find, settled
 from daemonkit.core.pidfile import PidFile
 from daemonkit.ending import seek_lost, sweep
 from daemonkit.errors import AlreadyRunning, StartError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from daemonkit.options import Options
 
 _PR_SET_CHILD_SUBREAPER = 36
+STOPPING_TIME = 30.0  # seconds that a start waits for the end of a daemon that is stopping
 _LAST_WORDS = 5.0  # seconds that a daemon which did not become ready has to clean up after TERM
 
 
@@ -87,11 +88,23 @@ def _lock(handover: Handover) -> PidFile:
     """Take the PID file, empty; a daemon that lost its own to somebody's rm is sought first."""
     seek_lost(handover.pid_path, handover.socket_path)
     pidfile = PidFile(handover.pid_path)
-    try:
-        pidfile.acquire(0, write_pid=False)
-    except AlreadyRunning as error:
-        raise AlreadyRunning(error.path, settled(error.path).pid) from None
+    for last in (False, True):
+        try:
+            pidfile.acquire(0, write_pid=False)
+            break
+        except AlreadyRunning as error:
+            if last or not _outlasts_stopping(error.path):
+                raise AlreadyRunning(error.path, settled(error.path).pid) from None
     return pidfile
+
+
+def _outlasts_stopping(pid_path: str) -> bool:
+    """If the one that runs is on its way out, wait for its end, within bounds; tell whether it has ended."""
+    with find(pid_path) or contextlib.nullcontext() as holder:
+        if holder is None:
+            return False
+        seen = board.read(holder.pid)
+        return seen is not None and seen.state == "stopping" and holder.wait(STOPPING_TIME)
 
 
 def _serve_as_init(pidfile: PidFile) -> None:
@@ -145,9 +158,9 @@ class _Wait:
         rest = b""
         while True:
             left = end - time.monotonic()
-            happened = [fd for fd, _ in self._poll.poll(max(1, int(left * 1000)))] if left > 0 else []
+            happened = [fd for fd, _ in self._poll.poll(min(max(1, int(left * 1000)), 2**31 - 1))] if left > 0 else []
             if not happened:
-                doing = f" (it is {busy.name})" if (busy := self._activity()) else ""
+                doing = f" (it is {busy.name})" if (busy := self._activity()) and busy.name else ""
                 raise StartError(f"{self._name} was not ready within ready_timeout, {self._timeout:g} s{doing}; ended")
             if data := self._read():
                 *lines, rest = (rest + data).split(b"\n")
@@ -187,8 +200,6 @@ class _Wait:
         return f"was killed by {signal.Signals(end.si_status).name}"
 
     def _activity(self) -> Any:
-        from daemonkit.core import board
-
         return board.read(self._pid) if self._pid else None
 
 
@@ -196,6 +207,8 @@ def _restore_signals(mask: set[int | signal.Signals]) -> None:
     """Let ^C and TERM end the launcher, and the daemon-to-be with it."""
 
     def give_up(number: int, frame: object) -> None:
+        for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(other, signal.SIG_IGN)  # a second one must not interrupt the ending of what was begun
         raise StartError(f"interrupted by {signal.Signals(number).name}; nothing was left running")
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -15,7 +15,7 @@ from daemonkit.core.job import Job, Policy
 from daemonkit.core.schedule import Cron, Every
 from daemonkit.core.signals import TERMINATION
 from daemonkit.core.stop import StopNow
-from daemonkit.errors import DaemonkitError
+from daemonkit.errors import DaemonkitError, told
 from daemonkit.parts import Parts
 from daemonkit.script import Script
 from daemonkit.upgrade import Upgrade
@@ -69,6 +69,7 @@ class Master:
         """Be the daemon until it is stopped; return its exit code."""
         parts = self.parts
         self.ready_at = self.ready_at or time.time()
+        parts.board.state("running")
         self._watch_clock()
         self._watchdog()
         parts.timer.on_fallback = lambda fd: parts.loop.watch(fd, lambda _: timerfd.acknowledge(fd))
@@ -154,8 +155,8 @@ class Master:
     def call(self, what: str, function: Callable[[], Any]) -> str | None:
         """Call the script's ``function``; log what it raises, and return that as text."""
         parts, name = self.parts, f"{what} {getattr(function, '__name__', function)}"
-        parts.board.enter(name, time.monotonic_ns())
         try:
+            parts.board.enter(name, time.monotonic_ns())
             with parts.signals.interruptible():
                 function()
         except StopNow:
@@ -163,7 +164,7 @@ class Master:
             return f"{name}: interrupted by a stop"
         except BaseException as error:  # the script's failure is told and counted, it does not end the daemon
             log.exception("%s failed", name)
-            return f"{name}: {type(error).__name__}: {error}"
+            return f"{name}: {told(error)}"
         finally:
             parts.board.leave()
         return None
@@ -172,7 +173,7 @@ class Master:
         """Run the `stop` hooks, with a time of their own if what was in hand has used up the one to stop."""
         signals = self.parts.signals
         if not signals.stop.at_once:
-            signals.stop.set_deadline(HOOK_GRACE if signals.stop.interrupted else None)
+            signals.stop.grant(HOOK_GRACE)
             self.run_stop_hooks()
 
     def _call_handler(self, name: str, handler: Callable[[], Any]) -> str | None:
@@ -197,6 +198,7 @@ class Master:
     def _finish(self) -> int:
         """Stop hooks, then nothing of the daemon is left but its PID file, which the image removes."""
         parts = self.parts
+        parts.board.state("stopping")
         parts.notifier.stopping()
         parts.notifier.extend_timeout(self.configuration.options.graceful_timeout + HOOK_GRACE)
         parts.timer.disarm()

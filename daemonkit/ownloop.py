@@ -34,6 +34,7 @@ class OwnLoop:
         signals, loop = self._master.parts.signals, self._master.parts.loop
         signals.serve_from_handlers(self._interrupt)
         loop.on_watch = _signal_when_ready
+        self._master.parts.timer.on_fallback = None
         for fd in loop.watched():
             _signal_when_ready(fd)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections.abc import Callable
@@ -10,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 from daemonkit import report
 from daemonkit.control import Client, Message
 from daemonkit.core.job import Job
+from daemonkit.errors import told
 
 if TYPE_CHECKING:
     from daemonkit.master import Master
+
+log = logging.getLogger("daemonkit")
 
 Answer = dict[str, Any] | None
 
@@ -23,7 +27,11 @@ def serve(master: Master, message: Message, client: Client) -> None:
     if handler is None:
         answer: Answer = {"ok": False, "error": f"no such request: {message['do']!r}"}
     else:
-        answer = handler(master, message, client)
+        try:
+            answer = handler(master, message, client)
+        except Exception as error:  # whoever asked is told; the daemon goes on
+            log.exception("the request %s failed", message["do"])
+            answer = {"ok": False, "error": f"{message['do']}: {told(error)}"}
     if answer is not None:
         client.answer(answer)
 
@@ -71,7 +79,17 @@ def _scale(master: Master, message: Message, client: Client) -> Answer:
 def _launch(master: Master, message: Message, client: Client) -> Answer:
     """How it was started, for `restart`."""
     handover = master.parts.handover
-    keys = ("target", "is_module", "args", "cwd", "command_line", "environ", "config_path", "script_options")
+    keys = (
+        "detached",
+        "target",
+        "is_module",
+        "args",
+        "cwd",
+        "command_line",
+        "environ",
+        "config_path",
+        "script_options",
+    )
     return {"ok": True, **{key: getattr(handover, key) for key in keys}}
 
 

@@ -83,6 +83,8 @@ class Script:
             raise UsageError(f"{what}: the interval must be {SHORTEST} s or more")
         start = None if first is None else _nanoseconds(first, "@every, first")
         policy = _policy(what, jitter, coalesce, misfire_grace_time, overlap)
+        if policy.jitter >= length * SECOND:
+            raise UsageError(f"{what}: jitter={jitter!r} must be shorter than the interval, or ticks would be lost")
         return self._timer(what, name, Every(round(length * SECOND), start), policy, f"every {describe(length)}")
 
     def after(self, delay: float | str, *, name: str | None = None) -> Callable[[Function], Function]:
@@ -147,6 +149,8 @@ class Script:
         def declare(function: Function) -> Function:
             _check_callable(what, function)
             own = name or str(getattr(function, "__name__", type(function).__name__))
+            if not isinstance(own, str) or not own.isprintable() or not own:
+                raise UsageError(f"{what}: name={own!r} must be a text that can be printed")
             if own in self.jobs:
                 raise UsageError(f"{what}: there is a job named {own!r} already; give this one a name=")
             self.jobs[own] = Job(own, function, schedule, policy, when)

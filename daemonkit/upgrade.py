@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+from daemonkit.core.logs import flush_streams
 from daemonkit.core.loop import READ
+from daemonkit.errors import told
 
 if TYPE_CHECKING:
     import subprocess
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from daemonkit.master import Master
 
 log = logging.getLogger("daemonkit")
+
+GOOD = b"good"  # what a trial leaves in its memfd when the new code has been loaded
+WAKING = frozenset({signal.SIGALRM, signal.SIGCHLD, signal.SIGIO})
 
 
 class Upgrade:
@@ -38,13 +44,20 @@ class Upgrade:
             self._waiting.append(client)
         if self._trial is not None:
             return
+        try:
+            self._try()
+        except (OSError, ImportError) as error:
+            self._refuse(f"the new code could not be tried: {told(error)}")
+
+    def _try(self) -> None:
         import subprocess
 
-        handover = self._master.parts.handover._replace(check_only=True, lock_fd=-1, status_fd=-1, generation=None)
+        verdict = os.memfd_create("daemonkit-verdict", os.MFD_CLOEXEC)
+        handover = self._master.parts.handover._replace(check_only=True, lock_fd=-1, status_fd=verdict, generation=None)
         fd = handover.store()
         self._trial = trial = subprocess.Popen(
             handover.command(fd),
-            pass_fds=(fd,),
+            pass_fds=(fd, verdict),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=(errors := os.memfd_create("daemonkit-trial", os.MFD_CLOEXEC)),
@@ -59,7 +72,7 @@ class Upgrade:
             loop.unwatch(pidfd)
             os.close(pidfd)
             timer.pause(bound)
-            self._tried(errors)
+            self._tried(errors, verdict)
 
         loop.watch(pidfd, tried, READ)
 
@@ -70,13 +83,16 @@ class Upgrade:
             trial.kill()
             trial.wait()
 
-    def _tried(self, errors: int) -> None:
+    def _tried(self, errors: int, verdict: int) -> None:
         trial, self._trial = self._trial, None
         code = trial.wait() if trial else 1
+        # The status may have gone to somebody else's wait(); the word is written by the new code's end alone.
+        is_good = os.pread(verdict, 8, 0) == GOOD
+        os.close(verdict)
         with open(errors, errors="replace") as file:
             file.seek(0)
             text = file.read()[-20000:].strip()
-        if code == 0:
+        if is_good:
             self._execute()
         else:
             self._refuse(text or f"the new code could not be tried (status {code})")
@@ -95,10 +111,16 @@ class Upgrade:
         master.wind_up()
         parts.timer.disarm()
         parts.signals.block_all()
+        if parts.signals.stop.signal is not None:
+            parts.signals.unblock_all()
+            self._refuse("the daemon was asked to stop meanwhile")
+            return
+        for number in set(parts.signals.take()) - WAKING:
+            os.kill(os.getpid(), number)  # blocked, it waits in the kernel for the new image
         handover = parts.handover._replace(lock_fd=parts.pidfile.fileno(), status_fd=-1, generation=self._generation())
         environ = {**os.environ, **parts.notifier.to_environment()}
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
+        _keep_from_new_image()
         try:
             handover.execute(environ)
         except OSError as error:
@@ -124,3 +146,11 @@ class Upgrade:
             "control_fd": self.server.sock.fileno() if self.server else -1,
             "waiting_fds": [fd for client in self._waiting if (fd := client.sock.fileno()) >= 0],
         }
+
+
+def _keep_from_new_image() -> None:
+    """Let no descriptor of the old code pile up in the new: those that go along are made inheritable afterwards."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(int(name), False)

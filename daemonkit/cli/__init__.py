@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daemonkit.cli.common import Preset
-from daemonkit.errors import DaemonkitError
+from daemonkit.errors import DaemonkitError, UsageError
 
 if TYPE_CHECKING:
     from daemonkit.script import Script
@@ -134,6 +134,8 @@ def call(args: list[str] | None, preset: Preset | None, prog: str) -> int:
 def run_script(script: Script) -> None:
     """The same command for the script that is running: its ``main()``."""
     main_module = sys.modules["__main__"]
+    if not hasattr(main_module, "__file__"):
+        raise UsageError("main() makes a script its own command; there is no script here, only python -c or a prompt")
     spec = getattr(main_module, "__spec__", None)
     if spec is not None:
         target = f"-m {spec.name.removesuffix('.__main__')}"

@@ -11,7 +11,7 @@ import click
 
 from daemonkit import loader, trust
 from daemonkit.cli import starting
-from daemonkit.cli.common import configuration_options, target_argument
+from daemonkit.cli.common import configuration_options, target_argument, working_directory
 from daemonkit.script import Script
 
 
@@ -40,7 +40,7 @@ def load(path: str, is_module: bool, args: list[str]) -> Script:
     from daemonkit.api import default
 
     if is_module:
-        sys.path.insert(0, os.getcwd())
+        sys.path.insert(0, working_directory())
     elif os.geteuid() == 0:
         trust.check_trusted(path)
     default.loading = loader.Loader(default)

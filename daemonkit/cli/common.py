@@ -16,6 +16,8 @@ from daemonkit.errors import NotRunning, UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+TIMEOUT = click.FloatRange(0, 1_000_000)  # seconds
+SOCKET_TIME = 10.0  # seconds that a daemon may take from its lock to its socket
 AFFIRMED = "green"
 ALARMED = "red"
 
@@ -77,7 +79,12 @@ class Place(NamedTuple):
         from daemonkit import control
         from daemonkit.errors import ControlError
 
-        answer = control.ask(self.socket_path, {"do": request, **arguments}, pid=self.pid(), timeout=timeout)
+        pid = self.pid()
+        if not os.path.exists(self.socket_path):  # it has just begun
+            from daemonkit.core.inotify import wait_until
+
+            wait_until(self.run_dir, lambda: os.path.exists(self.socket_path) or None, min(timeout, SOCKET_TIME))
+        answer = control.ask(self.socket_path, {"do": request, **arguments}, pid=pid, timeout=timeout)
         if not answer.get("ok"):
             raise ControlError(f"{self.name}: {answer.get('error', 'refused')}")
         return answer

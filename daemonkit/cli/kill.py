@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from daemonkit import ending
-from daemonkit.cli.common import Place, name_argument
+from daemonkit.cli.common import TIMEOUT, Place, name_argument
 from daemonkit.errors import ConfigError
 from daemonkit.options import Options, Schedule, parse_stop_schedule
 
 
 @click.command()
 @click.option(
-    "--timeout", type=float, metavar="SECONDS", help="Send KILL after this long.  [default: see stop_schedule]"
+    "--timeout", type=TIMEOUT, metavar="SECONDS", help="Send KILL after this long.  [default: see stop_schedule]"
 )
 @name_argument
 def command(place: Place, timeout: float | None) -> None:

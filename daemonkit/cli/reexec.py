@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from daemonkit.cli.common import Place, name_argument
+from daemonkit.cli.common import TIMEOUT, Place, name_argument
 
 
 @click.command()
 @click.option(
-    "--timeout", type=float, default=90.0, show_default=True, metavar="SECONDS", help="Wait so long for its result."
+    "--timeout", type=TIMEOUT, default=90.0, show_default=True, metavar="SECONDS", help="Wait so long for its result."
 )
 @name_argument
 def command(place: Place, timeout: float) -> None:

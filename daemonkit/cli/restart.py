@@ -9,14 +9,14 @@ import click
 
 from daemonkit import ending
 from daemonkit.cli import starting
-from daemonkit.cli.common import Place, Preset, configuration_options, place_of, target_argument
-from daemonkit.errors import AlreadyRunning, ControlError, DaemonkitError, NotRunning
+from daemonkit.cli.common import TIMEOUT, Place, Preset, configuration_options, place_of, target_argument
+from daemonkit.errors import AlreadyRunning, ControlError, DaemonkitError, NotRunning, UsageError
 from daemonkit.handover import Handover
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option(
-    "--timeout", type=float, metavar="SECONDS", help="Send KILL after this long.  [default: see stop_schedule]"
+    "--timeout", type=TIMEOUT, metavar="SECONDS", help="Send KILL after this long.  [default: see stop_schedule]"
 )
 @configuration_options()
 @target_argument
@@ -85,6 +85,8 @@ def _as_before(ctx: click.Context, name: str, run_dir: str | None, config_path: 
         raise NotRunning(f"{error}; to start it, name its script") from None
     except DaemonkitError as error:
         raise type(error)(f"{error}; name its script to restart it all the same") from None
+    if not launched["detached"]:
+        raise UsageError(f"restart {name}: it runs in front of a supervisor or a terminal; restart it there")
     target = f"-m {launched['target']}" if launched["is_module"] else launched["target"]
     request = starting.Request(
         target,

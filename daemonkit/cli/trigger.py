@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from daemonkit.cli.common import Place, job_argument
+from daemonkit.cli.common import TIMEOUT, Place, job_argument
 
 
 @click.command()
 @click.option(
-    "--timeout", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Wait so long for its end."
+    "--timeout", type=TIMEOUT, default=60.0, show_default=True, metavar="SECONDS", help="Wait so long for its end."
 )
 @job_argument
 def command(place: Place, job: str | None, timeout: float) -> None:

@@ -15,11 +15,13 @@ from typing import Final, NamedTuple
 NAME: Final = "daemonkit-board"
 _SIZE: Final = 512
 _LAYOUT: Final = struct.Struct("=q240p")
+_STATE: Final = struct.Struct("=16p")
 
 
 class Activity(NamedTuple):
-    """The code in hand: its name and for how many seconds it has been running."""
+    """The daemon's state, and the code in hand: its name ("" for none) and for how many seconds it has been running."""
 
+    state: str
     name: str
     seconds: float
 
@@ -32,11 +34,16 @@ class Board:
         fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
         os.ftruncate(fd, _SIZE)
         self._map = mmap.mmap(fd, _SIZE)
+        self.state("starting")
         self._fd = fd  # kept open: it is the name under which readers find the board
 
     def enter(self, name: str, now: int) -> None:
         """``name`` has begun at ``now`` (monotonic nanoseconds)."""
-        _LAYOUT.pack_into(self._map, 0, now, name.encode()[:239])
+        _LAYOUT.pack_into(self._map, 0, now, name.encode(errors="replace")[:239])
+
+    def state(self, word: str) -> None:
+        """The daemon is "starting", "running" or "stopping"."""
+        _STATE.pack_into(self._map, _LAYOUT.size, word.encode())
 
     def close(self) -> None:
         """Take the board down."""
@@ -49,14 +56,17 @@ class Board:
 
 
 def read(pid: int) -> Activity | None:
-    """What process ``pid`` is doing; None if nothing, or if that may not be seen."""
+    """What process ``pid`` is doing; None if that may not be seen."""
     try:
         for number in os.listdir(f"/proc/{pid}/fd"):
             path = f"/proc/{pid}/fd/{number}"
             if os.readlink(path).startswith(f"/memfd:{NAME}"):
                 with open(path, "rb") as file:
-                    began, name = _LAYOUT.unpack(file.read(_LAYOUT.size))
-                return Activity(name.decode(errors="replace"), (time.monotonic_ns() - began) / 1e9) if began else None
+                    data = file.read(_LAYOUT.size + _STATE.size)
+                began, name = _LAYOUT.unpack_from(data)
+                (state,) = _STATE.unpack_from(data, _LAYOUT.size)
+                seconds = (time.monotonic_ns() - began) / 1e9 if began else 0.0
+                return Activity(state.decode(errors="replace"), name.decode(errors="replace"), seconds)
     except OSError:
         return None
     return None

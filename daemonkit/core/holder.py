@@ -11,6 +11,7 @@ from daemonkit.core import tree
 from daemonkit.core.pidfile import State, holds, inspect
 from daemonkit.errors import NotAllowed
 
+MOST = 2**31 - 1  # milliseconds that poll(2) can wait
 PID_PATIENCE = 10.0  # seconds that a launcher, on a busy machine, may take from its lock to the daemon's number
 
 
@@ -40,7 +41,7 @@ class Holder:
         """Sleep until the process has ended or ``timeout`` seconds have passed; tell whether it has ended."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else int(timeout * 1000 + 0.999)))
+        return bool(poll.poll(None if timeout is None else min(int(timeout * 1000 + 0.999), MOST)))
 
     def kill_tree(self) -> None:
         """SIGKILL the process and all its descendants."""

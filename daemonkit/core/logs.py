@@ -14,7 +14,7 @@ import os
 import stat
 import sys
 import time
-from typing import Final
+from typing import Any, Final
 
 FILE_MODE: Final = 0o640
 # sd-daemon(3): the priority that journald reads at the start of a line
@@ -40,6 +40,7 @@ class Sink:
         self.journal = journal
         self.lost = 0
         self._pid = os.getpid()
+        self._is_new = path is not None and not os.path.lexists(path)
         self._fd = _open_file(path) if path else _open_stream(2)
         self._streams: tuple[int, ...] = ()  # descriptors that are this log, too
         self.echo = False  # True until ready: the starting terminal is to see it too
@@ -85,16 +86,16 @@ class Sink:
 
     def take_over_streams(self) -> None:
         """Let descriptors 1 and 2 be this log: what C code and children print goes there too (daemon(7), step 9)."""
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
         self._streams = (1, 2)
         for fd in self._streams:
             os.dup2(self._fd, fd)
         self.echo = False
 
     def chown(self, uid: int, gid: int) -> None:
-        """Give the file to the user that the daemon becomes, so that it can reopen it."""
-        if self.path:
+        """Give the file to the user that the daemon becomes, so that it can reopen it: one of our own, no other."""
+        status = os.fstat(self._fd)
+        if self.path and self._is_new and stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
             os.fchown(self._fd, uid, gid)
 
     def _stamp(self, level: int) -> str:
@@ -137,28 +138,36 @@ class Handler(logging.Handler):
         self._sink.write(record.levelno, text)
 
 
-class Stream(io.TextIOBase):
-    """sys.stdout or sys.stderr of a daemon: whole lines, stamped."""
+class Stream(io.TextIOWrapper):
+    """sys.stdout or sys.stderr of a daemon: whole lines, stamped; a text stream in all else, with a ``buffer``."""
 
     def __init__(self, sink: Sink, level: int, fd: int) -> None:
         """Write into ``sink`` at ``level``; ``fileno`` is ``fd``."""
+        super().__init__(_Lines(sink, level, fd), encoding="utf-8", errors="backslashreplace", write_through=True)  # type: ignore[arg-type]
+
+
+class _Lines(io.RawIOBase):
+    """Bytes into lines into the sink."""
+
+    def __init__(self, sink: Sink, level: int, fd: int) -> None:
         self._sink = sink
         self._level = level
         self._fd = fd
-        self._rest = ""
+        self._rest = b""
 
-    def write(self, text: str) -> int:
-        """Keep ``text`` until its line is whole."""
-        *lines, self._rest = (self._rest + text).split("\n")
+    def write(self, data: Any) -> int:
+        """Keep ``data`` until its line is whole."""
+        whole = bytes(data)
+        *lines, self._rest = (self._rest + whole).split(b"\n")
         if lines:
-            self._sink.write_print(self._level, "\n".join(lines), self._fd)
-        return len(text)
+            self._sink.write_print(self._level, b"\n".join(lines).decode(errors="backslashreplace"), self._fd)
+        return len(whole)
 
     def flush(self) -> None:
         """Write a line that has no end yet."""
         if self._rest:
-            rest, self._rest = self._rest, ""
-            self._sink.write_print(self._level, rest, self._fd)
+            rest, self._rest = self._rest, b""
+            self._sink.write_print(self._level, rest.decode(errors="backslashreplace"), self._fd)
 
     def writable(self) -> bool:
         """True."""
@@ -167,6 +176,13 @@ class Stream(io.TextIOBase):
     def fileno(self) -> int:
         """The descriptor that children inherit."""
         return self._fd
+
+
+def flush_streams() -> None:
+    """Flush sys.stdout and sys.stderr, whatever the script has put there."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
 
 
 def is_journal(fd: int) -> bool:

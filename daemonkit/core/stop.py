@@ -62,14 +62,16 @@ class Stop:
         self._arm()
         self.raise_if_due()
 
-    def set_deadline(self, grace: float | None) -> None:
-        """Give the code that comes next ``grace`` seconds; None: what is left, or the whole time if nobody asked."""
-        if grace is None and self.deadline is None:
-            grace = self.graceful_timeout
-        if grace is not None:
-            self._raised = 0
-            self.deadline = time.monotonic() + grace
+    def set_deadline(self, grace: float) -> None:
+        """Give the code that comes next ``grace`` seconds."""
+        self._raised = 0
+        self.deadline = time.monotonic() + grace
         self._arm()
+
+    def grant(self, least: float) -> None:
+        """Give the hooks that come next what is left of the time, or the whole if nobody asked, but ``least`` seconds."""
+        left = self.graceful_timeout if self.deadline is None else self.deadline - time.monotonic()
+        self.set_deadline(least if self.interrupted else max(left, least))
 
     def clear_deadline(self) -> None:
         """The code that had a deadline has ended in time; one of a stop that was asked for meanwhile stays."""

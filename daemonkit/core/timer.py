@@ -20,6 +20,7 @@ from daemonkit.core.job import Job, Policy
 from daemonkit.core.schedule import After, Cron, jittered
 from daemonkit.core.signals import Signals
 from daemonkit.core.stop import StopNow
+from daemonkit.errors import told
 
 log = logging.getLogger("daemonkit.timer")
 
@@ -70,7 +71,9 @@ class Timer:
         """Put ``job`` back on its grid; what it missed while paused is not made up."""
         if job.paused and job.planned is not None:
             now, wall = time.monotonic_ns(), time.time_ns()
-            if job.planned <= now:
+            if isinstance(job.schedule, Cron):
+                job.planned = job.schedule.first(now, wall)  # the wall clock may have been set meanwhile
+            elif job.planned <= now:
                 job.planned, _ = job.schedule.following(job.planned, now, wall)
             if job.planned is not None:
                 heapq.heappush(self._heap, self._entry(job, job.planned))
@@ -107,8 +110,8 @@ class Timer:
         record = job.record
         record.runs += 1
         record.last_started = now + self._offset
-        self._board.enter(job.name, now)
         try:
+            self._board.enter(job.name, now)
             with self._signals.interruptible():
                 job.func()
         except StopNow:
@@ -116,10 +119,10 @@ class Timer:
             return self._failed(job, "interrupted by a stop")
         except SystemExit as error:
             log.error("job %s: called sys.exit(%s); the daemon goes on", job.name, error.code)
-            return self._failed(job, f"SystemExit: {error.code}")
+            return self._failed(job, told(error))
         except BaseException as error:  # whatever a job raises is its own failure, never the daemon's
             log.exception("job %s failed", job.name)
-            return self._failed(job, f"{type(error).__name__}: {error}")
+            return self._failed(job, told(error))
         else:
             return True
         finally:
@@ -224,11 +227,17 @@ class Timer:
     def _fall_back(self, why: str) -> None:
         if self.fd is not None:
             return
+        if self.on_fallback is None:  # nobody waits for descriptors: a script's own main loop
+            log.warning("%s; the timer has taken it back", why)
+            self._signals.restore(signal.SIGALRM)
+            signal.setitimer(
+                signal.ITIMER_REAL, max(self._armed - time.monotonic_ns(), 1000) / 1e9 if self._armed else 0
+            )
+            return
         log.warning("%s; the timer goes on with a timerfd", why)
         self.fd = timerfd.monotonic()
         timerfd.arm(self.fd, self._armed)
-        if self.on_fallback:
-            self.on_fallback(self.fd)
+        self.on_fallback(self.fd)
 
     def _put_back(self, taken: list[tuple[int, object]], job: Job) -> None:
         """A job has installed signal handlers of its own: name it, keep ours; only the alarm can be shared."""

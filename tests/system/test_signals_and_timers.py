@@ -394,7 +394,9 @@ def test_row_17_a_stopped_daemon_is_called_stopped_and_can_be_killed(box: Box) -
 def test_row_17_a_step_of_the_wall_clock_moves_cron_jobs_and_no_other(
     hours: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timer = Timer(Signals(Stop(graceful_timeout=1, last_resort=lambda: None)), Board())
+    board = Board()
+    timer = Timer(Signals(Stop(graceful_timeout=1, last_resort=lambda: None)), board)
+    board.close()  # no job is run here, and there is one board a process
     wall = datetime.now(UTC)
     soon = wall + timedelta(hours=1)
     cron = Job("cron", lambda: None, Cron(f"{soon.minute} {soon.hour} * * *", "UTC"), Policy())
