@@ -27,7 +27,7 @@ from daemonkit.core.stop import Stop, StopNow
 from daemonkit.core.timer import Timer
 from daemonkit.errors import DaemonkitError, StartError
 from daemonkit.handover import Handover
-from daemonkit.loader import Loader
+from daemonkit.loader import Loader, add_working_directory
 from daemonkit.master import DEFAULT_SIGNALS, Master
 from daemonkit.options import OPTIONS
 from daemonkit.parts import Parts
@@ -228,6 +228,8 @@ def _load(handover: Handover, signals: Signals, board: Board) -> Script:
     if signals.stop.signal is not None:
         raise StopNow
     default.loading = Loader(default)
+    if handover.is_module:
+        add_working_directory(handover.cwd)
     try:
         with signals.interruptible():
             return default.loading.load(handover.target, handover.is_module, handover.args)
@@ -288,6 +290,8 @@ def _check(handover: Handover) -> int:
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     default.loading = Loader(default)
+    if handover.is_module:
+        add_working_directory(handover.cwd)
     try:
         script = default.loading.load(handover.target, handover.is_module, handover.args)
         _with_script(handover, script, _configuration(handover, handover.script_options))

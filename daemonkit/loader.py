@@ -95,6 +95,36 @@ def find(target: str) -> tuple[str, bool]:
     return path, False
 
 
+def files_of(target: str, is_module: bool, cwd: str) -> list[str]:
+    """The files that will be run for ``target``, found without running any: a package's, then the module's own."""
+    if not is_module:
+        return [target]
+    from importlib.machinery import PathFinder
+
+    files: list[str] = []
+    places: list[str] | None = [cwd, *sys.path]
+    parts = [*target.split("."), "__main__"]
+    for depth in range(len(parts)):
+        spec = PathFinder.find_spec(".".join(parts[: depth + 1]), places)
+        if spec is None:
+            break
+        files += [spec.origin] if spec.origin and os.path.isabs(spec.origin) else []
+        places = list(spec.submodule_search_locations or ())
+    return files
+
+
+def add_working_directory(cwd: str) -> None:
+    """Let modules be found in ``cwd``, as python -m does; not for root where others could plant some."""
+    if os.geteuid() == 0:
+        from daemonkit.trust import check_trusted
+
+        try:
+            check_trusted(cwd)
+        except OSError:
+            return
+    sys.path.insert(0, cwd)
+
+
 def _file(path: str) -> tuple[types.ModuleType, types.CodeType]:
     try:
         with open(path, "rb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from daemonkit.core.schedule import Cron, Every
 from daemonkit.core.signals import TERMINATION
 from daemonkit.core.stop import StopNow
 from daemonkit.errors import DaemonkitError, told
+from daemonkit.options import OPTIONS
 from daemonkit.parts import Parts
 from daemonkit.script import Script
 from daemonkit.upgrade import Upgrade
@@ -60,6 +62,8 @@ class Master:
                 self.parts.signals.catch(number)
         self.parts.signals.unblock_all()
         self._publish()
+        for hook in self.script.handlers.get("fork", ()):
+            os.register_at_fork(after_in_child=hook)
         for hook in self.script.handlers.get("start", ()):
             if error := self.call("start hook", hook):
                 return error
@@ -131,6 +135,7 @@ class Master:
             return str(error)
         old, self.configuration = self.configuration, fresh
         self._publish()
+        self._say_what_must_wait(old, fresh)
         failure = next(
             (e for hook in self.script.handlers.get("reload", ()) if (e := self.call("reload hook", hook))), None
         )
@@ -140,6 +145,12 @@ class Master:
         log.info("reload failed; the old configuration stays" if failure else "reloaded")
         parts.notifier.ready(f"reload failed: {failure}" if failure else "reloaded")
         return failure
+
+    def _say_what_must_wait(self, old: config.Configuration, fresh: config.Configuration) -> None:
+        """An option that was settled before the script was loaded is not changed by a reload."""
+        for option in OPTIONS:
+            if not option.late and getattr(old.options, option.key) != getattr(fresh.options, option.key):
+                log.warning("reload: %s has changed, and takes effect at the next start", option.key)
 
     def reopen_log(self) -> None:
         """Open the log file anew, after a rotation."""

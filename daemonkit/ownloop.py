@@ -64,6 +64,9 @@ class OwnLoop:
             more = self._turn()
         finally:
             self._in_turn = False
+        if set(self._master.parts.signals.pending) - {signal.SIGALRM}:
+            self._interrupt()  # noted after the last look, while the handler saw a turn under way
+            return
         if self._master.is_stopping and self._may_leave:
             self._may_leave = False  # once: a signal that comes meanwhile must not raise into what is done about it
             raise StopNow

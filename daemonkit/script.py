@@ -128,6 +128,7 @@ class Script:
     def on(self, event: str | int) -> Callable[[Function], Function]:
         """Call the function on a signal ("SIGUSR1") or a life-cycle event ("start", "stop", "reload", "fork").
 
+        "fork" runs in each child that Python code of the daemon forks (os.register_at_fork), before its own code.
         Several for one event run in the order of definition.  A handler for a signal takes the place of what
         daemonkit does by default; the log is reopened on SIGHUP and SIGUSR1 all the same.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from typing import Any
 
 import click
@@ -39,10 +38,12 @@ def load(path: str, is_module: bool, args: list[str]) -> Script:
     """Load the script in this process."""
     from daemonkit.api import default
 
+    cwd = working_directory()
+    if os.geteuid() == 0:
+        for file in loader.files_of(path, is_module, cwd):
+            trust.check_trusted(file)
     if is_module:
-        sys.path.insert(0, working_directory())
-    elif os.geteuid() == 0:
-        trust.check_trusted(path)
+        loader.add_working_directory(cwd)
     default.loading = loader.Loader(default)
     try:
         return default.loading.load(path, is_module, args)

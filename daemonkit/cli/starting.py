@@ -71,7 +71,7 @@ def prepare(request: Request) -> tuple[Handover, options.Options]:
     path, is_module = loader.find(request.target)
     loaded = request.configuration()
     if os.geteuid() == 0:
-        for file in filter(None, (loaded.config_path, None if is_module else path)):
+        for file in filter(None, (loaded.config_path, *loader.files_of(path, is_module, request.cwd))):
             trust.check_trusted(file)
     trust.prepare_run_dir(loaded.options.run_dir, owner=loaded.options.user)
     _make_module_path_absolute(request.cwd)

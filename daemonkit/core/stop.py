@@ -69,7 +69,7 @@ class Stop:
         self._arm()
 
     def grant(self, least: float) -> None:
-        """Give the hooks that come next what is left of the time, or the whole if nobody asked, but ``least`` seconds."""
+        """Give the hooks that come next what is left of the time, the whole if nobody asked, ``least`` at any rate."""
         left = self.graceful_timeout if self.deadline is None else self.deadline - time.monotonic()
         self.set_deadline(least if self.interrupted else max(left, least))
 

@@ -1,0 +1,80 @@
+"""Life-cycle hooks, and what is said of an option that a reload cannot change."""
+
+from __future__ import annotations
+
+from harness import Box
+
+
+def test_fork_hooks_run_in_a_child_that_a_job_forks(box: Box) -> None:
+    told = box.path / "told"
+    script = box.script(
+        """
+        @on("fork")
+        def forked():
+            open(sys.argv[1], "w").write(str(os.getpid()))
+
+        @after(0.01)
+        def work():
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+            log.info("child %d ended", pid)
+        """
+    )
+    assert box.call("start", script, told).returncode == 0
+    log = box.await_log("ended")
+    assert f"child {told.read_text()} ended" in log
+
+
+def test_a_reload_says_which_changed_options_must_wait_for_the_next_start(box: Box) -> None:
+    config = box.path / "daemonkit.toml"
+    config.write_text('[daemon]\numask = "022"\n')
+    box.environ["DAEMONKIT_CONFIG"] = str(config)
+    box.start("@every(60)\ndef work(): pass\n")
+    config.write_text('[daemon]\numask = "027"\n')
+    assert box.call("reload", "beat").returncode == 0
+    box.await_log("umask has changed, and takes effect at the next start")
+
+
+def test_sys_exit_in_a_signal_handler_stops_the_daemon_with_that_code(box: Box) -> None:
+    script = box.script("@every(60)\ndef w(): pass\n@on('SIGUSR1')\ndef leave(): sys.exit(5)\n")
+    with box.popen("run", script) as process:
+        box.await_log("ready, pid")
+        process.send_signal(10)
+        process.communicate(timeout=30)
+    assert process.returncode == 5
+
+
+def test_a_start_while_it_stops_waits_for_its_end_and_starts(box: Box) -> None:
+    pid = box.start("@every(60)\ndef w(): pass\n@on('stop')\ndef linger(): log.info('lingering'); time.sleep(1)\n")
+    with box.popen("kill", "beat") as ending:
+        box.await_log("lingering")
+        assert box.status()["state"] == "stopping"
+        assert box.call("start", box.path / "beat.py").returncode == 0
+        ending.communicate(timeout=30)
+    assert box.pid() not in (None, pid)
+
+
+def test_a_job_whose_error_cannot_be_put_into_words_is_counted(box: Box) -> None:
+    box.start(
+        """
+        class Mute(Exception):
+            def __str__(self):
+                raise RuntimeError("no words")
+
+        @every(0.05)
+        def work():
+            raise Mute
+        """
+    )
+    box.await_log("job work failed", 2)
+    assert "Mute" in box.job("work")["last_error"]
+
+
+def test_a_reexec_of_a_script_with_a_thread_that_never_ends_goes_through(box: Box) -> None:
+    pid = box.start(
+        "import threading\nthreading.Thread(target=time.sleep, args=(1000,)).start()\n@every(60)\ndef w(): pass\n"
+    )
+    assert box.call("reexec", "beat").returncode == 0
+    assert box.pid() == pid
