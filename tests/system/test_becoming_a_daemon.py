@@ -70,7 +70,8 @@ def status_of(pid: int) -> dict[str, str]:
 
 
 def signals_in(mask: str) -> set[int]:
-    return {number + 1 for number in range(64) if int(mask, 16) >> number & 1}
+    """The signals of a mask in proc(5), status, without the two that belong to the C library (nptl(7))."""
+    return {number for number in signal.valid_signals() if int(mask, 16) >> (number - 1) & 1}
 
 
 def environ_of(pid: int) -> dict[str, str]:
