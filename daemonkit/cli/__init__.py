@@ -128,6 +128,9 @@ def call(args: list[str] | None, preset: Preset | None, prog: str) -> int:
         text = str(error)
         click.echo(text if "\n" in text else f"{prog}: {text}", err=True)
         return error.exit_code
+    except OSError as error:  # such as no room for our output
+        click.echo(f"{prog}: {error}", err=True)
+        return 1
     return result if isinstance(result, int) else 0
 
 
