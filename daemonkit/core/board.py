@@ -58,15 +58,20 @@ class Board:
 def read(pid: int) -> Activity | None:
     """What process ``pid`` is doing; None if that may not be seen."""
     try:
-        for number in os.listdir(f"/proc/{pid}/fd"):
-            path = f"/proc/{pid}/fd/{number}"
-            if os.readlink(path).startswith(f"/memfd:{NAME}"):
-                with open(path, "rb") as file:
-                    data = file.read(_LAYOUT.size + _STATE.size)
-                began, name = _LAYOUT.unpack_from(data)
-                (state,) = _STATE.unpack_from(data, _LAYOUT.size)
-                seconds = (time.monotonic_ns() - began) / 1e9 if began else 0.0
-                return Activity(state.decode(errors="replace"), name.decode(errors="replace"), seconds)
+        descriptors = os.listdir(f"/proc/{pid}/fd")
     except OSError:
         return None
+    for number in descriptors:
+        path = f"/proc/{pid}/fd/{number}"
+        try:
+            if not os.readlink(path).startswith(f"/memfd:{NAME}"):
+                continue
+            with open(path, "rb") as file:
+                data = file.read(_LAYOUT.size + _STATE.size)
+        except OSError:
+            continue  # closed meanwhile
+        began, name = _LAYOUT.unpack_from(data)
+        (state,) = _STATE.unpack_from(data, _LAYOUT.size)
+        seconds = (time.monotonic_ns() - began) / 1e9 if began else 0.0
+        return Activity(state.decode(errors="replace"), name.decode(errors="replace"), seconds)
     return None

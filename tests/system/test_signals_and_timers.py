@@ -459,7 +459,8 @@ def test_row_17_clock_jumps_of_hours_neither_double_nor_lose_a_cron_job_nor_move
     )
     box.await_log("test: tick")
     began = time.monotonic()
-    steps = ("+7200", "-3600", "+7200", "+0", "-86400", "+0")
+    # None is near 3 hours, where a change of the clock becomes a correction of it.
+    steps = ("+7200", "-3000", "+7200", "+0", "-86400", "+0")
     for count, step in enumerate(steps, start=1):
         set_clock(box, step)
         text = box.await_log("the wall clock was set", count)
