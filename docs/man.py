@@ -49,7 +49,7 @@ SIGNALS: Final[Rows] = [
 EXIT_CODES: Final[Rows] = [
     ("0", "Done; also start of what runs already, and kill of what does not run."),
     ("1", "Failed; the reason is on stderr."),
-    ("2", "Wrong use: an unknown option, a wrong value, a mistake in the configuration or in a declaration."),
+    ("2", "Wrong use: an unknown option or wrong value, also in the configuration; for check, in a declaration, too."),
     ("4", "No permission: the daemon or its files belong to another user."),
     ("7", "The daemon that was to be asked does not run."),
 ]
