@@ -28,7 +28,7 @@ class Ticks:
         """Times in nanoseconds of the monotonic clock; ``begin`` is the first point of the grid."""
         self.path, self.begin, self.interval, self.count = path, begin, interval, count
         self.seen: list[int] = []
-        self.off_grid = 0  # nanoseconds by which the last due time has left the grid, where that can be seen
+        self.off_grid = 0  # nanoseconds by which a due time has left the grid at most, where that can be seen
         self.finish: Callable[[], object] = lambda: os._exit(0)
 
     def tick(self) -> None:
@@ -51,7 +51,8 @@ def be_daemonkit(ticks: Ticks) -> None:
         assert planned is not None
         if not ticks.seen:
             ticks.begin = planned - ticks.interval
-        ticks.off_grid = planned - ticks.begin - (len(ticks.seen) + 1) * ticks.interval
+        off = planned - ticks.begin - (len(ticks.seen) + 1) * ticks.interval
+        ticks.off_grid = max(ticks.off_grid, abs(off))
         ticks.tick()
 
     first = (ticks.begin - time.monotonic_ns()) / SECOND
@@ -98,7 +99,8 @@ def be_schedule(ticks: Ticks) -> None:
         schedule.run_pending()
 
 
-KINDS = {"daemonkit": be_daemonkit, "bare Python": be_bare, "APScheduler": be_apscheduler, "schedule": be_schedule}
+Kinds = dict[str, Callable[[Ticks], None]]
+KINDS: Kinds = {"daemonkit": be_daemonkit, "bare Python": be_bare, "APScheduler": be_apscheduler, "schedule": be_schedule}
 
 
 def main() -> None:
@@ -118,25 +120,27 @@ def main() -> None:
             measure(interval, int(chosen.seconds * SECOND / interval), is_burnt)
 
 
-def measure(interval: int, count: int, is_burnt: bool) -> None:
-    """One run of everybody."""
+def measure(interval: int, count: int, is_burnt: bool, kinds: Kinds = KINDS) -> dict[str, list[float]]:
+    """One run of everybody; what each was late."""
     begin = time.monotonic_ns() + int(WARM_UP * SECOND)
     with box() as path, burnt_core(is_burnt):
         processes = [
-            subprocess.Popen(command(kind, path, begin + n * interval // len(KINDS), interval, count))
-            for n, kind in enumerate(KINDS)
+            subprocess.Popen(command(kind, path, begin + n * interval // len(kinds), interval, count))
+            for n, kind in enumerate(kinds)
         ]
         try:
             for process in processes:
                 process.wait(timeout=WARM_UP + 2 * count * interval / SECOND + 10)
-            found = {kind: json.loads((path / kind).read_text()) for kind in KINDS}
+            found = {kind: json.loads((path / kind).read_text()) for kind in kinds}
         finally:
             for process in processes:
                 if process.poll() is None:
                     end(process.pid, signal.SIGTERM)
     words = f"{count} ticks of {interval / SECOND:g} s, {'one core burnt' if is_burnt else 'machine as it is'}"
-    show(words, {kind: lateness(begin, seen, interval) for kind, (begin, seen, _) in found.items()})
-    goal("drift of the due times, ns", abs(found["daemonkit"][2]), 0)
+    late = {kind: lateness(begin, seen, interval) for kind, (begin, seen, _) in found.items()}
+    show(words, late)
+    goal("drift of the due times, ns", found["daemonkit"][2], 0)
+    return late
 
 
 def command(kind: str, path: Path, begin: int, interval: int, count: int) -> list[str]:
@@ -158,12 +162,14 @@ def drift(late: list[float]) -> float:
 
 def show(words: str, found: dict[str, list[float]]) -> None:
     """The table of a run, and the goals."""
-    rows = [[kind, median(late), percentile(late, 0.99), drift(late)] for kind, late in found.items()]
-    table(f"Microseconds late, {words}", ("", "p50", "p99", "drift, ms"), rows)
-    (_, p50, p99, _), (_, bare50, bare99, _), (_, _, other99, _), _ = rows
-    goal("p50 / bare loop", p50 / bare50, 1.3)
-    goal("p99 / bare loop", p99 / bare99, 2)
-    goal("p99 of APScheduler / ours", other99 / p99, 3, at_least=True)
+    p50 = {kind: median(late) for kind, late in found.items()}
+    p99 = {kind: percentile(late, 0.99) for kind, late in found.items()}
+    rows = [[kind, p50[kind], p99[kind], max(late), drift(late)] for kind, late in found.items()]
+    table(f"Microseconds late, {words}", ("", "p50", "p99", "largest", "drift, ms"), rows)
+    goal("p50 / bare loop", p50["daemonkit"] / p50["bare Python"], 1.3)
+    goal("p99 / bare loop", p99["daemonkit"] / p99["bare Python"], 2)
+    if "APScheduler" in found:
+        goal("p99 of APScheduler / ours", p99["APScheduler"] / p99["daemonkit"], 3, at_least=True)
 
 
 if __name__ == "__main__":

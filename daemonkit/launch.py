@@ -41,16 +41,20 @@ def start(handover: Handover, options: Options) -> int:
     privileges.resolve(options.user, options.group)  # a refusal now costs nothing
     lock_fd = _lock(handover).detach()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored it would take our children's status from us
-    _become_subreaper()
     before = _children()
     reader, writer = os.pipe2(os.O_CLOEXEC)
+    gate, opener = os.pipe2(os.O_CLOEXEC)
     handover = handover._replace(lock_fd=lock_fd, status_fd=writer)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     child = os.fork()
     if child == 0:
-        _become(handover, options)
-    os.close(writer)
-    os.close(lock_fd)
+        os.close(opener)
+        _become(handover, options, gate)
+    for fd in (writer, lock_fd, gate):
+        os.close(fd)
+    _become_subreaper()  # while the child loads what it needs: ctypes takes its time, too
+    os.write(opener, b"go")
+    os.close(opener)
     os.waitid(os.P_PID, child, os.WEXITED)
     try:
         _restore_signals(mask)
@@ -120,13 +124,15 @@ def _serve_as_init(pidfile: PidFile) -> None:
     os._exit(serve(child))
 
 
-def _become(handover: Handover, options: Options) -> NoReturn:
-    """In the first child: the steps of daemon(7), then the daemon's image."""
+def _become(handover: Handover, options: Options, gate: int) -> NoReturn:
+    """In the first child: the steps of daemon(7), then the daemon's image; not before the launcher opens ``gate``."""
     try:
         from daemonkit.core.daemonize import Context, clean_environment
 
         directory = options.chdir or "/"
         memfd = handover.store()
+        if not os.read(gate, 2):
+            raise StartError("the launcher was killed")
         Context(keep=[memfd, *handover.descriptors()], umask=options.umask, working_directory=directory).open()
         text = b"%d\n" % os.getpid()
         os.pwrite(handover.lock_fd, text, 0)

@@ -213,38 +213,38 @@ class Options:
 
     __slots__ = ("_values",)
 
-    name = Option[str | None](NAME, None, "Name of the daemon and its files (default: the script's stem).")
-    run_dir = Option[str](
+    name: Option[str | None] = Option(NAME, None, "Name of the daemon and its files (default: the script's stem).")
+    run_dir: Option[str] = Option(
         PATH,
         "/run/daemonkit",
         "Directory of PID files and control sockets (for users $XDG_RUNTIME_DIR/daemonkit or /tmp/daemonkit-UID).",
     )
-    log = Option[str](
+    log: Option[str] = Option(
         PATH,
         "/var/log/daemonkit/NAME.log",
         "Log file; NAME stands for the name (for users in $XDG_STATE_HOME/daemonkit).",
     )
-    user = Option[str | None](USER, None, "User to become, for good (default: whoever starts it).")
-    group = Option[str | None](GROUP, None, "Group to become (default: the user's).")
-    umask = Option[int](MODE, "022", "Permissions withheld from new files.")
-    chdir = Option[str | None](PATH, None, "Working directory (default: / for a daemon, unchanged in the foreground).")
-    ready_timeout = Option[float](BOUND, 60, "How long a start may take until the daemon is ready.")
-    graceful_timeout = Option[float](
+    user: Option[str | None] = Option(USER, None, "User to become, for good (default: whoever starts it).")
+    group: Option[str | None] = Option(GROUP, None, "Group to become (default: the user's).")
+    umask: Option[int] = Option(MODE, "022", "Permissions withheld from new files.")
+    chdir: Option[str | None] = Option(PATH, None, "Working directory (default: / for a daemon, unchanged in the foreground).")
+    ready_timeout: Option[float] = Option(BOUND, 60, "How long a start may take until the daemon is ready.")
+    graceful_timeout: Option[float] = Option(
         SECONDS, 20, "How long the work in hand may take to finish after the request to stop.", late=True
     )
-    stop_schedule = Option[Schedule](
+    stop_schedule: Option[Schedule] = Option(
         SCHEDULE, "TERM/30/KILL/5", "Signals that stop a process, each with the time to wait after it.", late=True
     )
-    broker = Option[str](
+    broker: Option[str] = Option(
         TEXT, "sqlite:RUN_DIR/queue.db", "Where tasks are queued; RUN_DIR stands for the run directory.", late=True
     )
-    coordinator = Option[str](
+    coordinator: Option[str] = Option(
         TEXT, "local:RUN_DIR/cluster", "Where leaders are elected; RUN_DIR stands for the run directory.", late=True
     )
-    concurrency = Option[int | None](
+    concurrency: Option[int | None] = Option(
         COUNT, None, "Tasks that run at the same time (default: one per processor).", late=True
     )
-    log_level = Option[str](LEVEL, "INFO", "Least level that is logged.", late=True)
+    log_level: Option[str] = Option(LEVEL, "INFO", "Least level that is logged.", late=True)
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         """Hold ``values``, one for every option, already parsed."""
