@@ -100,7 +100,12 @@ def be_schedule(ticks: Ticks) -> None:
 
 
 Kinds = dict[str, Callable[[Ticks], None]]
-KINDS: Kinds = {"daemonkit": be_daemonkit, "bare Python": be_bare, "APScheduler": be_apscheduler, "schedule": be_schedule}
+KINDS: Kinds = {
+    "daemonkit": be_daemonkit,
+    "bare Python": be_bare,
+    "APScheduler": be_apscheduler,
+    "schedule": be_schedule,
+}
 
 
 def main() -> None:

@@ -8,10 +8,10 @@ import signal
 from typing import Final
 
 from daemonkit import control
+from daemonkit.config.options import Schedule
 from daemonkit.core.holder import Holder, find, settled
 from daemonkit.core.pidfile import PidFile, inspect
 from daemonkit.errors import ControlError, DaemonkitError, NotAllowed, StopTimeout, UsageError
-from daemonkit.options import Schedule
 
 ANSWER_TIME: Final = 1.0  # seconds that a daemon which has lost its PID file has to say so
 KILL_TIME: Final = 5.0  # seconds that the kernel may take to end what was sent KILL

@@ -23,7 +23,7 @@ from daemonkit.errors import AlreadyRunning, StartError
 from daemonkit.handover import Handover
 
 if TYPE_CHECKING:
-    from daemonkit.options import Options
+    from daemonkit.config.options import Options
 
 _PR_SET_CHILD_SUBREAPER = 36
 STOPPING_TIME = 30.0  # seconds that a start waits for the end of a daemon that is stopping

@@ -116,7 +116,7 @@ def files_of(target: str, is_module: bool, cwd: str) -> list[str]:
 def add_working_directory(cwd: str) -> None:
     """Let modules be found in ``cwd``, as python -m does; not for root where others could plant some."""
     if os.geteuid() == 0:
-        from daemonkit.trust import check_trusted
+        from daemonkit.config.trust import check_trusted
 
         try:
             check_trusted(cwd)

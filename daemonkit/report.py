@@ -12,7 +12,7 @@ from daemonkit.core.duration import describe as duration
 
 if TYPE_CHECKING:
     from daemonkit.core.job import Job
-    from daemonkit.master import Master
+    from daemonkit.master.master import Master
 
 Status = Mapping[str, Any]
 

@@ -3,7 +3,7 @@
     python docs/man.py           print the man page daemonkit(1), for docs/daemonkit.1
     python docs/man.py tables    renew the tables in README.rst and docs/guide.rst
 
-The commands' help texts and ``daemonkit.options.OPTIONS`` are the one source of both.
+The commands' help texts and ``daemonkit.config.options.OPTIONS`` are the one source of both.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import click
 
 from daemonkit import __version__
 from daemonkit.cli import ALIASES, COMMANDS, group
-from daemonkit.config_file import CONFIG_VARIABLE, LOCAL_FILE, SYSTEM_FILE
-from daemonkit.options import BY_KEY, OPTIONS, Option
+from daemonkit.config.file import CONFIG_VARIABLE, LOCAL_FILE, SYSTEM_FILE
+from daemonkit.config.options import BY_KEY, OPTIONS, Option
 
 DOCS: Final = Path(__file__).parent
 TABLED: Final = (DOCS.parent / "README.rst", DOCS / "guide.rst")

@@ -31,7 +31,7 @@ for version in 3.11 3.12 3.13; do
     [ -n "$python" ] || continue
     venv=.venv-$version
     if [ -z "$wheel" ]; then
-        sh tests/venv.sh "$python" "$venv" build ruff mypy pytest hypothesis docutils
+        sh tests/venv.sh "$python" "$venv" build ruff mypy pytest pytest-xdist hypothesis docutils
         rm -rf build dist
         "$venv/bin/python" -m build --outdir dist . >/dev/null
         wheel=$(ls dist/*.whl)
@@ -39,12 +39,13 @@ for version in 3.11 3.12 3.13; do
         "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check .
         "$venv/bin/mypy"
     else
-        sh tests/venv.sh "$python" "$venv" pytest hypothesis docutils
+        sh tests/venv.sh "$python" "$venv" pytest pytest-xdist hypothesis docutils
         "$venv/bin/pip" install -q --disable-pip-version-check --force-reinstall "$wheel"
     fi
     echo "== Python $version"
-    # The tests import the installed wheel, not the checkout: the checkout is not on the path.
-    "$venv/bin/python" -P -m pytest --import-mode=importlib -q "$@"
+    # The tests import the installed wheel, not the checkout: the checkout is not on the path.  They mostly wait for
+    # processes, so there are two at a time for each processor.
+    "$venv/bin/python" -P -m pytest --import-mode=importlib -q -n "$((2 * $(nproc)))" --dist worksteal "$@"
     tested="$tested $version"
 done
 [ -n "$tested" ] || { echo "no Python 3.11, 3.12 or 3.13 here; install python3" >&2; exit 1; }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,23 +18,24 @@ ROOT = Path(daemonkit.__file__).parent
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["image"],
-    ["master", "upgrade", "ownloop", "requests"],
+    ["master"],
     ["launch"],
-    ["inquiry", "ending", "parts", "report", "loader"],
+    ["inquiry", "ending", "report", "loader"],
     ["api"],
     ["script", "handover", "control", "service"],
     ["config"],
-    ["config_file"],
-    ["trust"],
-    ["options"],
     ["core"],
     ["errors"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # The one arrow up: a script's main() is the command; it is taken when it is called.
 UPWARD = {("api", "cli")}
-OPTIONAL = {"cronsim": "core/schedule.py", "daemon": "core/daemonize.py", "setproctitle": "image.py", "click": "cli/"}
+OPTIONAL = {
+    "cronsim": "core/schedule.py",
+    "daemon": "core/daemonize.py",
+    "setproctitle": "master/image.py",
+    "click": "cli/",
+}
 
 
 def modules() -> list[Path]:
@@ -63,6 +65,17 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def at_import(path: Path) -> set[str]:
+    """Modules that are loaded with the file."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
 def unit(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
@@ -77,6 +90,14 @@ def test_imports_point_down(path: Path) -> None:
         assert name != "daemonkit", f"{path} imports the package root"
         there = name.split(".")[1]
         assert LEVEL[there] >= LEVEL[here] or (here, there) in UPWARD, f"{here} imports {there}, which stands above it"
+
+
+def test_no_two_modules_import_each_other_by_any_way_round() -> None:
+    """Imports inside functions and those for the type checker aside."""
+    dotted = {".".join(("daemonkit", *path.relative_to(ROOT).with_suffix("").parts)): path for path in modules()}
+    dotted = {name.removesuffix(".__init__"): path for name, path in dotted.items()}
+    sorter = TopologicalSorter({name: at_import(path) & set(dotted) - {name} for name, path in dotted.items()})
+    sorter.prepare()  # CycleError names the circle
 
 
 @pytest.mark.parametrize(("library", "home"), OPTIONAL.items())
@@ -98,7 +119,7 @@ def test_no_module_is_longer_than_400_lines() -> None:
 
 
 def test_the_daemons_image_loads_nothing_that_a_timer_does_not_need() -> None:
-    program = "import sys, daemonkit.image; print(*sys.modules)"
+    program = "import sys, daemonkit.master.image; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     unwanted = {"click", "daemon", "cronsim", "sqlite3", "redis", "kazoo", "multiprocessing", "asyncio", "subprocess"}
     unwanted |= {"dataclasses", "inspect", "tomllib", "zoneinfo", "difflib"}

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemonkit import config_file
 from daemonkit.config import Configuration, load
+from daemonkit.config import file as config_file
+from daemonkit.config.options import OPTIONS, Options, check_name, name_of, parse_stop_schedule
 from daemonkit.errors import ConfigError, UntrustedFile, UsageError
-from daemonkit.options import OPTIONS, Options, check_name, name_of, parse_stop_schedule
 
 SAMPLE = Path(__file__).parent.parent / "etc" / "daemonkit.toml"
 NOBODY = 65534
@@ -350,7 +350,7 @@ def test_each_field_makes_flag_variable_and_help() -> None:
 
 
 def test_the_start_without_a_file_imports_no_parser() -> None:
-    heavy = ("dataclasses", "inspect", "tomllib", "difflib", "pwd", "click", "json", "daemonkit.trust")
+    heavy = ("dataclasses", "inspect", "tomllib", "difflib", "pwd", "click", "json", "daemonkit.config.trust")
     code = (
         "import sys; from daemonkit.config import load; pwd = 'pwd' in sys.modules;"
         "load('x', command_line={}, environ={'HOME': '/'}, cwd='/proc');"

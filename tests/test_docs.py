@@ -21,10 +21,10 @@ from test_architecture import LAYERS
 
 import daemonkit
 from daemonkit.cli import ALIASES, COMMANDS, group
-from daemonkit.config_file import CONFIG_VARIABLE
+from daemonkit.config.file import CONFIG_VARIABLE
+from daemonkit.config.options import OPTIONS
 from daemonkit.core.signals import RESERVED
-from daemonkit.master import DEFAULT_SIGNALS
-from daemonkit.options import OPTIONS
+from daemonkit.master.master import DEFAULT_SIGNALS
 from daemonkit.script import _refuse_children
 
 ROOT = Path(__file__).parent.parent

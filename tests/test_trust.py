@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from daemonkit.config.trust import check_trusted, prepare_run_dir
 from daemonkit.errors import RunDirectoryError, UntrustedFile
-from daemonkit.trust import check_trusted, prepare_run_dir
 
 NOBODY = 65534
 STRANGER = 54321

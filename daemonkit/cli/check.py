@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from daemonkit import loader, trust
+from daemonkit import loader
 from daemonkit.cli import starting
 from daemonkit.cli.common import configuration_options, target_argument, working_directory
+from daemonkit.config import trust
 from daemonkit.script import Script
 
 

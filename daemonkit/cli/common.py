@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from daemonkit import config, options
+from daemonkit import config
+from daemonkit.config import options
 from daemonkit.core.pidfile import State, inspect
 from daemonkit.errors import NotRunning, UsageError
 

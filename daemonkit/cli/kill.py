@@ -6,8 +6,8 @@ import click
 
 from daemonkit import ending
 from daemonkit.cli.common import TIMEOUT, Place, name_argument
+from daemonkit.config.options import Options, Schedule, parse_stop_schedule
 from daemonkit.errors import ConfigError
-from daemonkit.options import Options, Schedule, parse_stop_schedule
 
 
 @click.command()

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import click
 
-from daemonkit import config, loader, options, trust
+from daemonkit import config, loader
 from daemonkit.cli.common import Preset, target_of, working_directory
+from daemonkit.config import options, trust
 from daemonkit.handover import Handover
 
 

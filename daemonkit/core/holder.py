@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -12,6 +13,7 @@ from daemonkit.core.pidfile import State, holds, inspect
 from daemonkit.errors import NotAllowed
 
 MOST = 2**31 - 1  # milliseconds that poll(2) can wait
+STALE_PATIENCE = 1.0  # seconds that a new holder may take from its lock to having wiped out a dead one's number
 PID_PATIENCE = 10.0  # seconds that a launcher, on a busy machine, may take from its lock to the daemon's number
 
 
@@ -70,28 +72,29 @@ def find(path: str) -> Holder | None:
         state = settled(path)
         if not state.locked or state.pid is None:
             return None
-        try:
+        with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(state.pid)
-        except ProcessLookupError:
-            if inspect(path) == state:
-                return None  # held, but not by the process whose number stands there: nobody may be signalled
-            continue
-        if inspect(path) == state and holds(state.pid, path):
-            return Holder(state.pid, pidfd)
-        os.close(pidfd)
-        if inspect(path) == state:
-            return None
+            if inspect(path) == state and holds(state.pid, path):
+                return Holder(state.pid, pidfd)
+            os.close(pidfd)
+        if _changed(path, state, STALE_PATIENCE) is None:
+            return None  # held, but not by the process whose number stands there: nobody may be signalled
 
 
 def settled(path: str) -> State:
     """What the PID file says, after a launcher that holds it has had the time to have its daemon's PID written."""
     state = inspect(path)
     if state.locked and state.pid is None:
-        from daemonkit.core.inotify import wait_until
-
-        def look() -> State | None:
-            now = inspect(path)
-            return None if now.locked and now.pid is None else now
-
-        return wait_until(os.path.dirname(path), look, PID_PATIENCE) or inspect(path)
+        return _changed(path, state, PID_PATIENCE) or state
     return state
+
+
+def _changed(path: str, seen: State, timeout: float) -> State | None:
+    """What the PID file says when it is no longer what was ``seen``; None if that stays."""
+    from daemonkit.core.inotify import wait_until
+
+    def look() -> State | None:
+        now = inspect(path)
+        return None if now == seen else now
+
+    return wait_until(os.path.dirname(path), look, timeout)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from daemonkit.config import COMMAND_LINE, DEFAULT, ENVIRONMENT, Configuration, defaults
-from daemonkit.config_file import SYSTEM_FILE
-from daemonkit.options import BY_KEY, MODE, OPTIONS, SCHEDULE, Option, Options
+from daemonkit.config.file import SYSTEM_FILE
+from daemonkit.config.options import BY_KEY, MODE, OPTIONS, SCHEDULE, Option, Options
 
 NOTIFY_RELOAD: Final = 253  # the first systemd with Type=notify-reload (systemd.service(5))
 MARGIN: Final = 10.0  # seconds that the manager allows on top of the daemon's own bounds

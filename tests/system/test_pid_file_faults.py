@@ -24,7 +24,7 @@ IDLE = "@every(3600)\ndef beat(): pass\n"
 # One real command a process; all wait at the gate with their imports done, so that the race is in the start itself.
 WARM_UP = """\
 import os, sys
-import daemonkit.launch, daemonkit.cli.start, daemonkit.core.inotify, daemonkit.config_file
+import daemonkit.launch, daemonkit.cli.start, daemonkit.core.inotify, daemonkit.config.file
 from daemonkit.cli import run
 """
 GATED_START = f"""\

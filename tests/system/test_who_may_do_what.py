@@ -430,7 +430,7 @@ def test_row_35_a_daemon_without_privileges_cannot_tell_root_what_to_restart(ope
     marker, secret = box.path / "ran", box.path / "secret"
     secret.write_text("root's own\n")
     text = """
-        from daemonkit import requests
+        from daemonkit.master import requests
         lies = {
             "target": {"target": "timeit", "is_module": True, "args": ["-n1", "-r1", f"open({sys.argv[1]!r}, 'w')"],
                        "command_line": {}},

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from daemonkit.core.stop import StopNow
 
 if TYPE_CHECKING:
-    from daemonkit.master import Master
+    from daemonkit.master.master import Master
 
 log = logging.getLogger("daemonkit")
 

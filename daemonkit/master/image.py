@@ -15,8 +15,10 @@ import sys
 
 from setproctitle import setproctitle
 
-from daemonkit import config, control, requests
+from daemonkit import config, control
 from daemonkit.api import default
+from daemonkit.config.options import OPTIONS
+from daemonkit.config.trust import check_trusted
 from daemonkit.core import privileges
 from daemonkit.core.board import Board
 from daemonkit.core.logs import Handler, Sink, Stream, flush_streams, is_journal
@@ -28,13 +30,12 @@ from daemonkit.core.timer import Timer
 from daemonkit.errors import DaemonkitError, StartError
 from daemonkit.handover import Handover
 from daemonkit.loader import Loader, add_working_directory
-from daemonkit.master import DEFAULT_SIGNALS, Master
-from daemonkit.options import OPTIONS
-from daemonkit.parts import Parts
+from daemonkit.master import requests
+from daemonkit.master.master import DEFAULT_SIGNALS, Master
+from daemonkit.master.parts import Parts
+from daemonkit.master.upgrade import GOOD
 from daemonkit.script import Script
 from daemonkit.service.notify import Notifier, listen_fds
-from daemonkit.trust import check_trusted
-from daemonkit.upgrade import GOOD
 
 log = logging.getLogger("daemonkit")
 

@@ -14,7 +14,7 @@ from daemonkit.core.job import Job
 from daemonkit.errors import told
 
 if TYPE_CHECKING:
-    from daemonkit.master import Master
+    from daemonkit.master.master import Master
 
 log = logging.getLogger("daemonkit")
 

@@ -227,7 +227,9 @@ class Options:
     user: Option[str | None] = Option(USER, None, "User to become, for good (default: whoever starts it).")
     group: Option[str | None] = Option(GROUP, None, "Group to become (default: the user's).")
     umask: Option[int] = Option(MODE, "022", "Permissions withheld from new files.")
-    chdir: Option[str | None] = Option(PATH, None, "Working directory (default: / for a daemon, unchanged in the foreground).")
+    chdir: Option[str | None] = Option(
+        PATH, None, "Working directory (default: / for a daemon, unchanged in the foreground)."
+    )
     ready_timeout: Option[float] = Option(BOUND, 60, "How long a start may take until the daemon is ready.")
     graceful_timeout: Option[float] = Option(
         SECONDS, 20, "How long the work in hand may take to finish after the request to stop.", late=True

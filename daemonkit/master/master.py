@@ -11,16 +11,16 @@ from typing import Any, Final
 
 from daemonkit import config, report
 from daemonkit.api import Daemon
+from daemonkit.config.options import OPTIONS
 from daemonkit.core import timerfd
 from daemonkit.core.job import Job, Policy
 from daemonkit.core.schedule import Cron, Every
 from daemonkit.core.signals import TERMINATION
 from daemonkit.core.stop import StopNow
 from daemonkit.errors import DaemonkitError, told
-from daemonkit.options import OPTIONS
-from daemonkit.parts import Parts
+from daemonkit.master.parts import Parts
+from daemonkit.master.upgrade import Upgrade
 from daemonkit.script import Script
-from daemonkit.upgrade import Upgrade
 
 log = logging.getLogger("daemonkit")
 
@@ -84,7 +84,7 @@ class Master:
                 parts.loop.turn(wait=not more)
                 self.act_on_signals()
         else:
-            from daemonkit.ownloop import OwnLoop
+            from daemonkit.master.ownloop import OwnLoop
 
             OwnLoop(self).run(self.script.main_loop)
         return self._finish()

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, cast
 
+from daemonkit.config.options import BY_KEY, MODE, check_name, nearest
 from daemonkit.errors import ConfigError, UsageError
-from daemonkit.options import BY_KEY, MODE, check_name, nearest
 
 CONFIG_VARIABLE: Final = "DAEMONKIT_CONFIG"
 LOCAL_FILE: Final = "etc/daemonkit.toml"  # in the working directory
@@ -111,7 +111,7 @@ def find(config_path: str | None, environ: Mapping[str, str], cwd: str) -> File 
 def _read(path: str, *, named: bool) -> File:
     import tomllib
 
-    from daemonkit.trust import check_trusted
+    from daemonkit.config.trust import check_trusted
 
     try:
         check_trusted(path, named=named)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import subprocess
 
     from daemonkit.control import Client, Server
-    from daemonkit.master import Master
+    from daemonkit.master.master import Master
 
 log = logging.getLogger("daemonkit")
 

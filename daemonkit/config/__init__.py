@@ -10,9 +10,9 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from daemonkit.config_file import CONFIG_VARIABLE, Layer, find
+from daemonkit.config.file import CONFIG_VARIABLE, Layer, find
+from daemonkit.config.options import BY_KEY, OPTIONS, PATH, PREFIX, Options, check_name, nearest
 from daemonkit.errors import ConfigError, UsageError
-from daemonkit.options import BY_KEY, OPTIONS, PATH, PREFIX, Options, check_name, nearest
 
 COMMAND_LINE: Final = "command line"
 ENVIRONMENT: Final = "environment"
