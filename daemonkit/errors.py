@@ -15,6 +15,7 @@
     ├── RunDirectoryError     (lockfile.LockFailed)       the run directory or a file in it cannot be used
     ├── PrivilegeError        (PermissionError)   user or group could not be taken on
     ├── ControlError          (ConnectionError)   the daemon did not answer, or answered with an error
+    ├── ForkServerLost        (ChildProcessError) the process that forks for this one has ended
     └── StopTimeout           (TimeoutError)      still there when the time was up
 
 A message says what was tried, on what, why it failed, and what to do.  Only the command turns an error
@@ -101,6 +102,10 @@ class PrivilegeError(DaemonkitError, PermissionError):
 
 class ControlError(DaemonkitError, ConnectionError):
     """The daemon did not answer on its control socket, or refused the request."""
+
+
+class ForkServerLost(DaemonkitError, ChildProcessError):
+    """The fork server has ended, and with it all that it had forked."""
 
 
 class StopTimeout(DaemonkitError, TimeoutError):

@@ -15,7 +15,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from daemonkit.core import board, privileges
+from daemonkit.core import board, privileges, tree
 from daemonkit.core.holder import find, settled
 from daemonkit.core.pidfile import PidFile
 from daemonkit.ending import seek_lost, sweep
@@ -25,7 +25,6 @@ from daemonkit.handover import Handover
 if TYPE_CHECKING:
     from daemonkit.config.options import Options
 
-_PR_SET_CHILD_SUBREAPER = 36
 STOPPING_TIME = 30.0  # seconds that a start waits for the end of a daemon that is stopping
 _LAST_WORDS = 5.0  # seconds that a daemon which did not become ready has to clean up after TERM
 
@@ -41,7 +40,7 @@ def start(handover: Handover, options: Options) -> int:
     privileges.resolve(options.user, options.group)  # a refusal now costs nothing
     lock_fd = _lock(handover).detach()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored it would take our children's status from us
-    before = _children()
+    before = tree.children()
     reader, writer = os.pipe2(os.O_CLOEXEC)
     gate, opener = os.pipe2(os.O_CLOEXEC)
     handover = handover._replace(lock_fd=lock_fd, status_fd=writer)
@@ -52,7 +51,9 @@ def start(handover: Handover, options: Options) -> int:
         _become(handover, options, gate)
     for fd in (writer, lock_fd, gate):
         os.close(fd)
-    _become_subreaper()  # while the child loads what it needs: ctypes takes its time, too
+    from daemonkit.core import prctl  # while the child loads what it needs: ctypes takes its time, too
+
+    prctl.become_subreaper()
     os.write(opener, b"go")
     os.close(opener)
     os.waitid(os.P_PID, child, os.WEXITED)
@@ -60,7 +61,7 @@ def start(handover: Handover, options: Options) -> int:
         _restore_signals(mask)
         return _Wait(reader, handover, options.ready_timeout).until_ready()
     except BaseException:
-        _end_all(_children() - before)
+        _end_all(tree.children() - before)
         sweep(handover.pid_path, handover.socket_path)
         raise
 
@@ -223,29 +224,14 @@ def _restore_signals(mask: set[int | signal.Signals]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask - {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 
-def _become_subreaper() -> None:
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def _children() -> set[int]:
-    """Our children, adopted ones too (proc(5), /proc/PID/task/TID/children)."""
-    found: set[int] = set()
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/children") as file:
-            found.update(map(int, file.read().split()))
-    return found
-
-
 def _end_all(pids: set[int]) -> None:
     """End the daemon-to-be and whatever it started: TERM to clean up, then KILL; each dead hands us its orphans."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    known = _children() - pids
+    known = tree.children() - pids
     for pid in pids:
         _end(pid)
-    while orphans := _children() - known:
+    while orphans := tree.children() - known:
         for pid in orphans:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

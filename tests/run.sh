@@ -25,7 +25,8 @@ find_python() {
     done
 }
 
-wheel= tested=
+wheel=""
+tested=""
 for version in 3.11 3.12 3.13; do
     python=$(find_python "$version")
     [ -n "$python" ] || continue

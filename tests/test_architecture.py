@@ -23,7 +23,7 @@ LAYERS = [
     ["inquiry", "ending", "report", "loader"],
     ["api"],
     ["script", "handover", "control", "service"],
-    ["config"],
+    ["config", "processes"],
     ["core"],
     ["errors"],
 ]
@@ -33,7 +33,7 @@ UPWARD = {("api", "cli")}
 OPTIONAL = {
     "cronsim": "core/schedule.py",
     "daemon": "core/daemonize.py",
-    "setproctitle": "master/image.py",
+    "setproctitle": ("master/image.py", "processes/child.py"),
     "click": "cli/",
 }
 

@@ -7,6 +7,15 @@ import os
 import signal
 
 
+def children() -> set[int]:
+    """Our own children, adopted ones too (proc(5), /proc/PID/task/TID/children)."""
+    found: set[int] = set()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/children") as file:
+            found.update(map(int, file.read().split()))
+    return found
+
+
 def descendants(pid: int) -> list[int]:
     """Every process below ``pid``, parents first (proc(5), /proc/PID/task/TID/children)."""
     found, todo = [], [pid]

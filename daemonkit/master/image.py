@@ -39,8 +39,6 @@ from daemonkit.service.notify import Notifier, listen_fds
 
 log = logging.getLogger("daemonkit")
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main(fd: int) -> None:
     """Be the daemon described by the handover in ``fd``; never returns."""
@@ -286,10 +284,11 @@ def _take_over(master: Master, generation: dict[str, object]) -> None:
 
 def _check(handover: Handover) -> int:
     """Only load the script; say on stderr why not.  Without the daemon that wants to know there is nobody to tell."""
-    import ctypes
     import signal
 
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    from daemonkit.core import prctl
+
+    prctl.die_with_parent(signal.SIGKILL)
     default.loading = Loader(default)
     if handover.is_module:
         add_working_directory(handover.cwd)
