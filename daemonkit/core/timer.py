@@ -26,7 +26,11 @@ log = logging.getLogger("daemonkit.timer")
 
 BATCH = 64  # jobs run before signals, sockets and children have their turn,
 BATCH_TIME = 20_000_000  # or nanoseconds after which no further job is begun
-LEAD = 80_000  # nanoseconds: the alarm rings so much early, as the way from its interrupt to the job takes longer
+LEAD = (
+    50_000  # nanoseconds: at first the alarm rings so much early, as the way from its interrupt to the job takes time
+)
+MOST_LEAD = 150_000  # nanoseconds: never earlier, whatever that way took
+AIM = 40_000  # nanoseconds late that a job may be on average: waiting for the exact moment costs processor time
 _STEP = 500_000_000  # nanoseconds: less is the slewing of NTP
 _FOREIGN = 0.02  # seconds by which our own alarm may look different when read back
 
@@ -41,6 +45,7 @@ class Timer:
         self._heap: list[tuple[int, int, Job]] = []
         self._tickets = itertools.count(1)
         self._armed = 0
+        self._lead = LEAD
         self._offset = time.time_ns() - time.monotonic_ns()
         self.fd: int | None = None  # a timerfd, once somebody else has taken the alarm
         self.on_fallback: Callable[[int], None] | None = None
@@ -89,9 +94,11 @@ class Timer:
                 return False
             due, ticket, job = heap[0]
             now = time.monotonic_ns()
-            if due > now + LEAD:
+            if due > now + self._lead:
                 self._arm(due)
                 return False
+            if due == self._armed:
+                self._learn(now + self._lead - due)
             if ticket != job.ticket:
                 heapq.heappop(heap)
                 continue
@@ -179,6 +186,12 @@ class Timer:
         if taken := self._signals.taken_over():
             self._put_back(taken, job)
 
+    def _learn(self, way: int) -> None:
+        """Let the alarm ring so much early as the ``way`` from it to the job has taken of late."""
+        self._armed = 0
+        if 0 < way < MOST_LEAD * 2:  # a way that something else has made long says nothing about the next
+            self._lead += (min(max(way - AIM, 0), MOST_LEAD) - self._lead) // 8
+
     def _overran(self, job: Job) -> None:
         """The job was still running at its own next tick: with overlap="skip" that tick is not made up."""
         now = time.monotonic_ns()
@@ -217,7 +230,7 @@ class Timer:
             self._armed = due
             return
         now = time.monotonic_ns()
-        left, interval = signal.setitimer(signal.ITIMER_REAL, max(due - LEAD - now, 1000) / 1e9 if due else 0)
+        left, interval = signal.setitimer(signal.ITIMER_REAL, max(due - self._lead - now, 1000) / 1e9 if due else 0)
         ours = max(self._armed - now, 0) / 1e9
         self._armed = due
         if interval or (left and abs(left - ours) > _FOREIGN):

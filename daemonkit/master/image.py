@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -233,6 +234,7 @@ def _load(handover: Handover, signals: Signals, board: Board) -> Script:
         with signals.interruptible():
             return default.loading.load(handover.target, handover.is_module, handover.args)
     finally:
+        gc.enable()
         default.loading = None
         signals.stop.urgent = False
         board.leave()
