@@ -16,13 +16,27 @@
     ├── PrivilegeError        (PermissionError)   user or group could not be taken on
     ├── ControlError          (ConnectionError)   the daemon did not answer, or answered with an error
     ├── ForkServerLost        (ChildProcessError) the process that forks for this one has ended
-    └── StopTimeout           (TimeoutError)      still there when the time was up
+    ├── WorkerLost            (ChildProcessError) a pool's child ended before it gave the call's result
+    │   └── CallTimeout       (TimeoutError)      ... killed because the call's time was up
+    ├── UnpicklableError      (TypeError)         a result or exception came, and cannot be made again here
+    ├── PoolFull              (BlockingIOError)   as many calls wait as may, and the caller would not wait
+    ├── BackgroundFull        (BlockingIOError)   as many calls as may wait for the background already
+    ├── ForkRefused           (RuntimeError)      a child would share threads or connections of this process
+    ├── StopTimeout           (TimeoutError)      still there when the time was up
+    ├── MissingLibrary        (ImportError)       an optional library is wanted, and is not installed
+    ├── ChannelClosed         (EOFError)          the other end of a channel is closed
+    └── IpcError              (OSError)           a System V object cannot be made, found or used
+        ├── NoSuchObject      (FileNotFoundError) nothing has that key, or it was removed meanwhile
+        ├── MessageTooLong    (ValueError)        more than the queue, or the kernel, takes as one message
+        └── IpcTimeout        (TimeoutError)      nothing came, or there was no room, in that time
 
 A message says what was tried, on what, why it failed, and what to do.  Only the command turns an error
 into an exit code: ``exit_code`` is the code it uses.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from lockfile import AlreadyLocked, LockFailed, LockTimeout, NotLocked, NotMyLock
 
@@ -108,8 +122,71 @@ class ForkServerLost(DaemonkitError, ChildProcessError):
     """The fork server has ended, and with it all that it had forked."""
 
 
+class ForkRefused(DaemonkitError, RuntimeError):
+    """A child would share threads or connected sockets of this process; ``threads`` and ``connections`` name them."""
+
+    def __init__(self, message: str, threads: tuple[str, ...] = (), connections: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.threads = threads
+        self.connections = connections
+
+
+class WorkerLost(DaemonkitError, ChildProcessError):
+    """The child that ran a call ended before it gave its result; no other call is concerned.
+
+    ``pid`` is the child (None: the call had not begun), ``signal`` what ended it (None: it exited), ``receipt`` how it
+    ended and what it used (None: nobody can know, the fork server is gone).
+    """
+
+    def __init__(self, message: str, receipt: Any = None, pid: int | None = None) -> None:
+        super().__init__(message)
+        self.receipt = receipt
+        self.pid: int | None = receipt.pid if receipt else pid
+        self.signal: int | None = receipt.signal if receipt else None
+
+
+class CallTimeout(WorkerLost, TimeoutError):
+    """A call took longer than its ``timeout``: its child was killed, with all that it had started."""
+
+
+class UnpicklableError(DaemonkitError, TypeError):
+    """The result or exception of a call cannot be unpickled here."""
+
+
+class PoolFull(DaemonkitError, BlockingIOError):
+    """``max_pending`` calls wait already, and the caller would not wait for room."""
+
+
+class BackgroundFull(DaemonkitError, BlockingIOError):
+    """``max_pending`` calls wait already; this one is not accepted."""
+
+
 class StopTimeout(DaemonkitError, TimeoutError):
     """The daemon was still there when the time was up."""
+
+
+class MissingLibrary(DaemonkitError, ImportError):
+    """An optional library is wanted, and is not installed."""
+
+
+class ChannelClosed(DaemonkitError, EOFError):
+    """The other end of the channel is closed, or all processes that held it have ended; nothing is left to read."""
+
+
+class IpcError(DaemonkitError, OSError):
+    """A semaphore, message queue or shared memory cannot be made, found or used."""
+
+
+class NoSuchObject(IpcError, FileNotFoundError):
+    """Nothing has that key, or somebody has removed it meanwhile."""
+
+
+class MessageTooLong(IpcError, ValueError):
+    """The message is larger than the queue, or the kernel, takes at all; waiting would not help."""
+
+
+class IpcTimeout(IpcError, TimeoutError):
+    """No message came, or there was no room for one, in that time."""
 
 
 def told(error: BaseException) -> str:

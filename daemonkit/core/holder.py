@@ -10,7 +10,7 @@ from types import TracebackType
 
 from daemonkit.core import tree
 from daemonkit.core.pidfile import State, holds, inspect
-from daemonkit.errors import NotAllowed
+from daemonkit.errors import NotAllowed, NotRunning
 
 MOST = 2**31 - 1  # milliseconds that poll(2) can wait
 STALE_PATIENCE = 1.0  # seconds that a new holder may take from its lock to having wiped out a dead one's number
@@ -79,6 +79,21 @@ def find(path: str) -> Holder | None:
             os.close(pidfd)
         if _changed(path, state, STALE_PATIENCE) is None:
             return None  # held, but not by the process whose number stands there: nobody may be signalled
+
+
+def foreign_uid(pid: int) -> int | None:
+    """A user besides root and ourselves as whom ``pid`` runs: one whose word is not to be taken; None for none.
+
+    Raises:
+        NotRunning: it has ended.
+    """
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            uids = next(line.split()[1:] for line in file if line.startswith("Uid:"))
+    except OSError:
+        raise NotRunning(f"pid {pid} has just ended") from None
+    # All four: the effective one alone could be had for a moment, by executing a set-user-ID program.
+    return next(iter({*map(int, uids)} - {0, os.geteuid()}), None)
 
 
 def settled(path: str) -> State:

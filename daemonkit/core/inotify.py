@@ -12,9 +12,11 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 IN_MODIFY: Final = 0x2
+IN_ATTRIB: Final = 0x4  # a link count that changes among them: so a file tells of its own unlinking
 IN_CREATE: Final = 0x100
 IN_DELETE: Final = 0x200
 IN_MOVED: Final = 0x40 | 0x80
+IN_MOVE_SELF: Final = 0x800
 
 SLEEP: Final = 0.02  # seconds between two looks where nothing can be watched
 
@@ -22,20 +24,31 @@ T = TypeVar("T")
 
 
 class Watch:
-    """An inotify descriptor on one directory; ``wait`` returns when an entry in it has changed."""
+    """An inotify descriptor; ``wait`` returns when something has happened to what it watches."""
 
-    def __init__(self, directory: str, mask: int = IN_MODIFY | IN_CREATE | IN_DELETE | IN_MOVED) -> None:
-        """Watch ``directory`` for the events in ``mask``.
+    def __init__(self, path: str | None = None, mask: int = IN_MODIFY | IN_CREATE | IN_DELETE | IN_MOVED) -> None:
+        """Watch ``path``, usually a directory, for the events in ``mask``; without one, nothing yet.
 
         Raises:
-            OSError: no such directory, or the user's limit of inotify instances is reached.
+            OSError: no such path, or the user's limit of inotify instances is reached.
         """
-        libc = ctypes.CDLL(None, use_errno=True)
-        self.fd: int = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-        if self.fd < 0 or libc.inotify_add_watch(self.fd, os.fsencode(directory), mask) < 0:
-            error = ctypes.get_errno()
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self.fd: int = self._libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            _check(self.fd, path)
+            if path is not None:
+                self.add(path, mask)
+        except OSError:
             self.close()
-            raise OSError(error, os.strerror(error), directory)
+            raise
+
+    def add(self, path: str, mask: int) -> None:
+        """Watch what stands at ``path`` now, too; once more is no more than once.
+
+        Raises:
+            OSError: nothing stands there, or the user's limit of watches is reached.
+        """
+        _check(self._libc.inotify_add_watch(self.fd, os.fsencode(path), mask), path)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Sleep until an event or ``timeout`` seconds have passed; tell whether there was an event."""
@@ -76,6 +89,12 @@ def wait_until(directory: str, look: Callable[[], T | None], timeout: float) -> 
             if not pause(end - time.monotonic()):
                 return look()
     return found
+
+
+def _check(result: int, path: str | None) -> None:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), path)
 
 
 def _short_sleep(timeout: float | None = None) -> bool:

@@ -17,6 +17,13 @@ class Policy(NamedTuple):
     overlap: str = "skip"
 
 
+class Forking(NamedTuple):
+    """What is asked of a job that runs in a process of its own."""
+
+    timeout: float | None = None  # seconds
+    max_instances: int = 1
+
+
 class Record:
     """Counts and times of a job's runs.  Times in nanoseconds, ``last_started`` since the epoch."""
 
@@ -28,6 +35,7 @@ class Record:
         "lateness",
         "max_lateness",
         "missed",
+        "receipt",
         "runs",
     )
 
@@ -36,6 +44,7 @@ class Record:
         self.runs = self.failures = self.missed = 0
         self.last_started = self.last_duration = self.lateness = self.max_lateness = 0
         self.last_error: str | None = None
+        self.receipt: str | None = None  # how the last process of a job that has one of its own ended
 
     def dump(self) -> list[Any]:
         """The values, for another image of this process."""
@@ -50,7 +59,19 @@ class Record:
 class Job:
     """One function on one schedule."""
 
-    __slots__ = ("func", "name", "paused", "planned", "policy", "record", "schedule", "ticket", "when")
+    __slots__ = (
+        "forking",
+        "func",
+        "launch",
+        "name",
+        "paused",
+        "planned",
+        "policy",
+        "record",
+        "schedule",
+        "ticket",
+        "when",
+    )
 
     def __init__(
         self, name: str, func: Callable[[], object], schedule: Schedule, policy: Policy, when: str = ""
@@ -65,3 +86,5 @@ class Job:
         self.planned: int | None = None  # the due time on the grid, without jitter; None: never again
         self.paused = False
         self.ticket = 0  # the one heap entry of this job that counts
+        self.forking: Forking | None = None  # None: it runs in the daemon's own thread
+        self.launch: Callable[[Job, int], bool] | None = None  # starts it elsewhere, and keeps its record

@@ -12,9 +12,10 @@ import io
 import logging
 import os
 import stat
-import sys
 import time
 from typing import Any, Final
+
+from daemonkit.core.streams import flush_streams as flush_streams
 
 FILE_MODE: Final = 0o640
 # sd-daemon(3): the priority that journald reads at the start of a line
@@ -44,6 +45,7 @@ class Sink:
         self._fd = _open_file(path) if path else _open_stream(2)
         self._streams: tuple[int, ...] = ()  # descriptors that are this log, too
         self.echo = False  # True until ready: the starting terminal is to see it too
+        self._followed: tuple[int, int] | None = None  # the file that we write, if another process has it rotated
 
     def write(self, level: int, text: str) -> None:
         """Write each line of ``text``, stamped; a line that cannot be written is counted in ``lost``.
@@ -84,6 +86,15 @@ class Sink:
                 os.dup2(fd, stream)
             os.close(fd)
 
+    def become(self, name: str) -> None:
+        """Write under ``name`` from now on, in a process that was forked; follow the file when it is rotated."""
+        if self.echo:
+            self.take_over_streams()
+        self.name, self._pid = name, os.getpid()
+        if self.path:
+            status = os.fstat(self._fd)
+            self._followed = (status.st_dev, status.st_ino)
+
     def take_over_streams(self) -> None:
         """Let descriptors 1 and 2 be this log: what C code and children print goes there too (daemon(7), step 9)."""
         flush_streams()
@@ -110,7 +121,18 @@ class Sink:
         words = f"{lines} line{'s were' if lines > 1 else ' was'} lost: the log could not be written"
         self._put(f"{self._stamp(logging.ERROR)}{words}\n".encode(), lines)
 
+    def _follow(self) -> None:
+        """Open the file anew if the path names another one by now; nobody signals a child for that."""
+        assert self.path
+        with contextlib.suppress(OSError):
+            there = os.stat(self.path)
+            if (there.st_dev, there.st_ino) != self._followed:
+                self.reopen()
+                self.become(self.name)
+
     def _put(self, data: bytes, lines: int = 0) -> None:
+        if self._followed:
+            self._follow()
         try:
             done = os.write(self._fd, data)
         except OSError:
@@ -176,13 +198,6 @@ class _Lines(io.RawIOBase):
     def fileno(self) -> int:
         """The descriptor that children inherit."""
         return self._fd
-
-
-def flush_streams() -> None:
-    """Flush sys.stdout and sys.stderr, whatever the script has put there."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
 
 
 def is_journal(fd: int) -> bool:

@@ -37,6 +37,11 @@ class Loop:
                 self.on_watch(fd)
         self._callbacks[fd] = callback
 
+    def close(self) -> None:
+        """Give the descriptors back, in a process that was forked: the wakeup pipe's end, too."""
+        self._epoll.close()
+        os.close(self._wakeup)
+
     def watched(self) -> list[int]:
         """The descriptors that are watched, without the wakeup pipe."""
         return list(self._callbacks)

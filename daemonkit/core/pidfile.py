@@ -81,8 +81,7 @@ class PidFile(LockBase):  # type: ignore[misc]  # lockfile ships no types
         while (fd := _lock(self.path)) is None:
             self._wait_for_holder(start, end)
         self._keep(fd)
-        if os.fstat(fd).st_uid == os.geteuid():
-            os.fchmod(fd, MODE)  # readable for every `status`, whatever the umask was
+        _make_readable(fd)
         os.ftruncate(fd, 0)
         if write_pid:
             self.write_pid()
@@ -158,7 +157,8 @@ class PidFile(LockBase):  # type: ignore[misc]  # lockfile ships no types
     def break_lock(self) -> None:
         """Unlink the file under its holder, whoever that is; the next ``acquire`` makes a new one.
 
-        The holder goes on: a kernel lock cannot be taken from a living process.  Prefer ``daemonkit kill``.
+        The holder goes on: a kernel lock cannot be taken from a living process.  A daemon of daemonkit puts its file
+        back at once.  Prefer ``daemonkit kill``.
         """
         if self._fd is not None:
             self.release()
@@ -181,6 +181,7 @@ class PidFile(LockBase):  # type: ignore[misc]  # lockfile ships no types
             return False
         old = self.detach()
         self._keep(fd)
+        _make_readable(fd)
         self.write_pid()
         os.close(old)
         return True
@@ -259,6 +260,12 @@ def _lock(path: str) -> int | None:
         if _same_file(path, fd):
             return fd
         os.close(fd)
+
+
+def _make_readable(fd: int) -> None:
+    """For every ``status``, whatever the umask was."""
+    if os.fstat(fd).st_uid == os.geteuid():
+        os.fchmod(fd, MODE)
 
 
 def _open(path: str, flags: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from daemonkit.errors import UsageError
 
@@ -45,26 +45,21 @@ class Schedule(Protocol):
 class Every:
     """Due at start + ``first_ns`` + n * ``interval_ns``, exactly, for ever.
 
-    ``first_ns`` is ``None`` for one interval, 0 for at once.  The start is the moment that `first` is asked
-    about, or ``anchor`` on the monotonic clock: so the grid outlives a replacement of the program.
+    ``first_ns`` is ``None`` for one interval, 0 for at once.  The start is the moment that `first` is asked about.
     Raises `UsageError` if the interval is less than a nanosecond.
     """
 
-    __slots__ = ("_anchor", "_delay", "_interval")
+    __slots__ = ("_delay", "_interval")
     kind: ClassVar[str] = "every"
 
-    def __init__(self, interval_ns: int, first_ns: int | None = None, anchor: int | None = None) -> None:
+    def __init__(self, interval_ns: int, first_ns: int | None = None) -> None:
         if interval_ns < 1:
             raise UsageError(f"@every: an interval of {interval_ns} ns cannot be kept; use 1 ns or more")
         self._interval = interval_ns
         self._delay = interval_ns if first_ns is None else first_ns
-        self._anchor = anchor
 
     def first(self, now: int, wall: int) -> int:
-        if self._anchor is None:
-            return now + self._delay
-        origin = self._anchor + self._delay
-        return origin if origin >= now else now + (origin - now) % self._interval
+        return now + self._delay
 
     def following(self, due: int, now: int, wall: int) -> tuple[int, int]:
         late, interval = now - due, self._interval
@@ -94,15 +89,6 @@ class After:
 
     def successor(self, due: int, now: int, wall: int) -> None:
         return None
-
-
-class Step(NamedTuple):
-    """What a job does after the wall clock was set: see `Cron.stepped`."""
-
-    run_now: bool
-    """Its time was skipped: it is to run at once, and once however many of its times were skipped."""
-    due: int | None
-    """When it is due from now on, on the monotonic clock; ``now`` if `run_now`."""
 
 
 class Cron:
@@ -145,8 +131,10 @@ class Cron:
     def successor(self, due: int, now: int, wall: int) -> int | None:
         return self._due(self.next_wall(self._served(due, now, wall)), now, wall)
 
-    def stepped(self, due: int | None, now: int, expected: int, wall: int) -> Step:
-        """What a job that waits for ``due`` does when the wall clock is set from ``expected`` to ``wall``.
+    def stepped(self, due: int | None, now: int, expected: int, wall: int) -> int | None:
+        """When a job that waits for ``due`` is due after the wall clock was set from ``expected`` to ``wall``.
+
+        ``now``, if its time was skipped: it runs once, however many of its times were skipped.
 
         As cron(8) says under "DAYLIGHT SAVING TIME and other time changes".  After a step of less than
         3 hours, a job at a fixed time is run now if the step went over its time, and is not run again for a
@@ -156,17 +144,17 @@ class Cron:
         unless its time comes back.
         """
         if due is None:
-            return Step(False, None)
+            return None
         size = abs(wall - expected)
         special = size < MINUTE or (self._fixed and size < CORRECTION)
         if due <= now:
             # Late, and its time is to come back: run now, it would be run again then.
-            return Step(False, due + (expected - wall) if special and wall < expected else due)
+            return due + (expected - wall) if special and wall < expected else due
         # The time it waits for, not the step, tells what has run already: after two steps back, times that
         # lie before the second one may still have been served before the first.
         awaited = self.next_wall(expected + (due - now) - SECOND)
         if awaited is None:
-            return Step(False, None)
+            return None
         minute = wall - wall % MINUTE
         if special:
             upcoming: int | None = awaited
@@ -175,8 +163,8 @@ class Cron:
         else:
             upcoming = self.next_wall(minute - 1)
         if upcoming is not None and upcoming <= wall:
-            return Step(True, now)
-        return Step(False, self._due(upcoming, now, wall))
+            return now
+        return self._due(upcoming, now, wall)
 
     def next_wall(self, after: int) -> int | None:
         """The first time strictly after ``after`` at which the job runs, in nanoseconds since the epoch.

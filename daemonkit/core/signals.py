@@ -34,6 +34,7 @@ class Signals:
         self.after_note: Callable[[], None] | None = None  # a script's own main loop is served from the handlers
         self._handlers: dict[int, Any] = {}
         self._is_child = False
+        self._writer = -1
 
     def install(self, numbers: Iterable[int], held: Iterable[int] = ()) -> int:
         """Catch ``numbers`` (and SIGALRM), route them to the wakeup pipe; return its reading end.
@@ -41,6 +42,7 @@ class Signals:
         All signals are unblocked but ``held``: those that an earlier image caught wait until ``unblock_all``.
         """
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._writer = writer
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self.catch(signal.SIGALRM, self._alarm)
         for number in numbers:
@@ -48,6 +50,10 @@ class Signals:
         signal.pthread_sigmask(signal.SIG_SETMASK, set(held) - self._handlers.keys())
         os.register_at_fork(after_in_child=self._become_child)
         return reader
+
+    def close(self) -> None:
+        """Give the wakeup pipe's end back, in a process that was forked."""
+        os.close(self._writer)
 
     def catch(self, number: int, handler: Callable[[int, FrameType | None], Any] | None = None) -> None:
         """Route ``number`` to ``handler`` (default: note it for the loop)."""
@@ -92,6 +98,17 @@ class Signals:
     def block_all(self) -> None:
         """Keep every signal pending, for the moments around an exec (a handler's address does not survive it)."""
         signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+
+    def drop_unclaimed(self) -> list[int]:
+        """Forget the blocked signals that wait for nobody: unblocked, they would take their default action; tell which.
+
+        Ignoring a signal discards a pending one, blocked or not (POSIX, "Signal Actions").
+        """
+        unclaimed = [number for number in signal.sigpending() if signal.getsignal(number) == signal.SIG_DFL]
+        for number in unclaimed:
+            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, signal.SIG_DFL)
+        return unclaimed
 
     def unblock_all(self) -> None:
         """Let them come again."""

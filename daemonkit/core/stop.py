@@ -89,8 +89,13 @@ class Stop:
             self._last_resort()
         raise StopNow
 
+    def ring_by(self, moment: float) -> None:
+        """Let SIGALRM ring at ``moment`` (monotonic seconds) if that is before the deadline; that stays."""
+        if self.deadline is not None:
+            left = min(self.deadline, moment) - time.monotonic()
+            signal.setitimer(signal.ITIMER_REAL, max(left, 0.0001), 1.0)
+
     def _arm(self) -> None:
         """Let SIGALRM ring at the deadline, and each second after it while the user's code will not end."""
         if self.deadline is not None:
-            left = self.deadline - time.monotonic()
-            signal.setitimer(signal.ITIMER_REAL, max(left, 0.0001), 1.0)
+            self.ring_by(self.deadline)

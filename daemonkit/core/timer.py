@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -26,9 +27,7 @@ log = logging.getLogger("daemonkit.timer")
 
 BATCH = 64  # jobs run before signals, sockets and children have their turn,
 BATCH_TIME = 20_000_000  # or nanoseconds after which no further job is begun
-LEAD = (
-    50_000  # nanoseconds: at first the alarm rings so much early, as the way from its interrupt to the job takes time
-)
+LEAD = 50_000  # nanoseconds that the alarm rings early at first: the way from its interrupt to the job takes time
 MOST_LEAD = 150_000  # nanoseconds: never earlier, whatever that way took
 AIM = 40_000  # nanoseconds late that a job may be on average: waiting for the exact moment costs processor time
 _STEP = 500_000_000  # nanoseconds: less is the slewing of NTP
@@ -45,6 +44,7 @@ class Timer:
         self._heap: list[tuple[int, int, Job]] = []
         self._tickets = itertools.count(1)
         self._armed = 0
+        self._stale = 0  # about so many entries of the heap count no more
         self._lead = LEAD
         self._offset = time.time_ns() - time.monotonic_ns()
         self.fd: int | None = None  # a timerfd, once somebody else has taken the alarm
@@ -71,6 +71,11 @@ class Timer:
     def pause(self, job: Job) -> None:
         """Let ``job`` rest: no run, no wake-up."""
         job.paused, job.ticket = True, 0
+        self._stale += 1
+        if self._stale > BATCH and self._stale > len(self._heap) // 2:  # time-outs of an hour, called off each second
+            self._heap[:] = [entry for entry in self._heap if entry[1] == entry[2].ticket]
+            heapq.heapify(self._heap)
+            self._stale = 0
 
     def resume(self, job: Job) -> None:
         """Put ``job`` back on its grid; what it missed while paused is not made up."""
@@ -114,6 +119,8 @@ class Timer:
 
     def run(self, job: Job, now: int) -> bool:
         """Call ``job``'s function and keep its record; tell whether it went well."""
+        if job.launch is not None:
+            return job.launch(job, now + self._offset)
         record = job.record
         record.runs += 1
         record.last_started = now + self._offset
@@ -147,15 +154,24 @@ class Timer:
         expected, self._offset = now + self._offset, wall - now
         for _, ticket, job in list(self._heap):
             if isinstance(job.schedule, Cron) and ticket == job.ticket:
-                step = job.schedule.stepped(job.planned, now, expected, wall)
-                job.planned, job.ticket = step.due, 0
+                job.planned, job.ticket = job.schedule.stepped(job.planned, now, expected, wall), 0
                 if job.planned is not None:
                     heapq.heappush(self._heap, self._entry(job, job.planned))
         log.warning("the wall clock was set by %+.3f s; cron jobs moved", (wall - expected) / 1e9)
 
+    @property
+    def rings_at(self) -> int:
+        """When the alarm was set to ring (monotonic nanoseconds); 0: never."""
+        return self._armed
+
     def wake_at(self, due: int) -> None:
         """Let the alarm ring at ``due`` (monotonic nanoseconds), whatever is due before."""
         self._arm(due)
+
+    def retire(self, jobs: Iterable[Job]) -> None:
+        """Run none of ``jobs`` any more; what was asked for by ``once`` stays."""
+        for job in jobs:
+            job.ticket = 0
 
     def disarm(self) -> None:
         """Cancel the alarm; a pending one would kill the next program that this process executes."""
@@ -181,7 +197,7 @@ class Timer:
         if lateness > record.max_lateness:
             record.max_lateness = lateness
         self.run(job, now)
-        if job.planned is not None and job.planned <= now + record.last_duration:
+        if job.launch is None and job.planned is not None and job.planned <= now + record.last_duration:
             self._overran(job)
         if taken := self._signals.taken_over():
             self._put_back(taken, job)
@@ -222,8 +238,11 @@ class Timer:
         return False
 
     def _arm(self, due: int) -> None:
-        """Let the alarm ring at ``due``; 0 means never.  While a stop is under way the alarm is the deadline's."""
-        if due == self._armed or self._signals.stop.deadline is not None:
+        """Let the alarm ring at ``due``; 0 means never.  While a stop is under way its deadline may ring before."""
+        if due == self._armed:
+            return
+        if self._signals.stop.deadline is not None:
+            self._signals.stop.ring_by(due / 1e9 if due else math.inf)
             return
         if self.fd is not None:
             timerfd.arm(self.fd, due)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
+from typing import Final
+
+_LONGEST: Final = 1.0  # seconds that a tree may grow while it is stopped
 
 
 def children() -> set[int]:
@@ -33,17 +37,21 @@ def descendants(pid: int) -> list[int]:
 def kill(pid: int, pidfd_send: int) -> None:
     """SIGKILL ``pid`` and its descendants.
 
-    The root is stopped first, so that it starts no more; then the tree is killed until no new member is seen.
-    ``pidfd_send`` is a pidfd of the root, so that a number that was reused meanwhile is not hit.
+    The root is stopped first, so that it starts no more; then its tree, until no new member is seen or, if that grows
+    faster than it is stopped, a second has passed; then all are killed.  What was never seen comes to whoever adopts it
+    (prctl(2), subreaper).  ``pidfd_send`` is a pidfd of the root, so that a number that was reused is not hit.
     """
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd_send, signal.SIGSTOP)
+    until = time.monotonic() + _LONGEST
     seen: set[int] = set()
     while fresh := [child for child in descendants(pid) if child not in seen]:
         seen.update(fresh)
         for child in fresh:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(child, signal.SIGSTOP)
+        if time.monotonic() > until:
+            break
     for child in seen:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(child, signal.SIGKILL)

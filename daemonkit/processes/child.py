@@ -10,79 +10,132 @@ import _signal  # type: ignore[import-not-found]
 import contextlib
 import gc
 import os
+import select
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NoReturn
 
-from setproctitle import setproctitle
-
 from daemonkit.core import prctl, tree
-from daemonkit.core.logs import flush_streams
+from daemonkit.core.streams import flush_streams
+from daemonkit.core.title import take_title
 
 FAILED: Final = 1  # the exit status of a child whose function raised, as the interpreter's own
-_IGNORED: Final = (signal.SIGPIPE, signal.SIGXFSZ)  # by every Python: the write itself fails
 # _signal is signal without the enums, which would cost each fork a tenth of a millisecond.
-_ALL: Final = frozenset(map(int, signal.valid_signals()))
+SIGNALS: Final = frozenset(map(int, signal.valid_signals()))
+_KILL: Final = int(signal.SIGKILL)
+_IGNORED: Final = (signal.SIGPIPE, signal.SIGXFSZ)  # by every Python: the write itself fails
 
 
-def fork(ignored: Iterable[int] = ()) -> int:
+def fork(ignored: Iterable[int] = (), *, dies_with_parent: bool = True) -> int:
     """Fork; return the child's PID, and 0 in the child, which has been reset.
 
-    In the child: every signal has its default disposition (those of ``ignored`` aside) and none is blocked, no
-    wakeup descriptor, stdin is /dev/null, random generators have new seeds; it is killed when the parent's thread
-    ends (prctl(2)).  Interval timers and record locks are not inherited anyway (fork(2)).
+    In the child: every signal has its default disposition (those of ``ignored`` and handlers in C aside) and none is
+    blocked, no wakeup descriptor, stdin is /dev/null, random generators have new seeds; it is killed when the parent's
+    *thread* ends (prctl(2)), if it ``dies_with_parent``.  Interval timers and record locks are not inherited (fork(2)).
 
     Raises:
         OSError: EAGAIN or ENOMEM, if the system has no room for another process.
     """
-    parent = os.getpid()
-    # A handler of ours must not run in the child: what comes before its reset waits for it.
-    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL)
-    try:
-        pid = os.fork()
-    except BaseException:
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
-        raise
-    if pid:
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+    flush_streams()  # or both would write what is in the buffers
+    pid = Forker(ignored, dies_with_parent).fork()
+    if pid == 0:
+        signal.set_wakeup_fd(-1)
+        or_end(null_stdin)
+    return pid
+
+
+class Forker:
+    """Forks again and again as ``fork`` does, in a process without buffered output, stdin or wakeup descriptor.
+
+    A child costs what it touches, for each page is copied for it.  What it has to undo is looked up here, once.
+    """
+
+    def __init__(self, ignored: Iterable[int] = (), dies_with_parent: bool = True) -> None:
+        """See the function ``fork``."""
+        self._dies_with_parent = dies_with_parent
+        self._ignored = frozenset((*_IGNORED, *ignored))
+        self.look()
+
+    def look(self) -> None:
+        """Look at what a child has to undo; again if foreign code has run here."""
+        known = (None, _signal.SIG_DFL)  # None: a handler in C, such as faulthandler's, is right in a child, too
+        now = {number: _signal.getsignal(number) for number in SIGNALS}
+        self._to_ignore = frozenset(number for number in self._ignored if now[number] != _signal.SIG_IGN)
+        self._to_default = frozenset(number for number in SIGNALS - self._ignored if now[number] not in known)
+        # random seeds itself anew (os.register_at_fork); numpy does not.
+        self._numpy = sys.modules.get("numpy.random")
+
+    def fork(self) -> int:
+        """See the function ``fork``."""
+        parent = os.getpid()
+        # Neither may a handler of ours run in the child, nor what we ignore be lost: it waits for the reset.
+        mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, self._to_default)
+        try:
+            pid = os.fork()
+        except BaseException:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+            raise
+        try:
+            if pid == 0:
+                self._reset(parent)
+            else:
+                _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+        except BaseException:
+            if pid == 0:
+                fail()
+            os.kill(pid, signal.SIGKILL)  # a handler has raised, as for ^C: nobody would know the child's number
+            os.waitid(os.P_PID, pid, os.WEXITED)
+            raise
         return pid
-    try:
-        reset(parent, ignored)
-    except BaseException:  # noqa: BLE001 - told, and by the exit status; the caller of the parent must not go on here
-        sys.excepthook(*sys.exc_info())
-        os._exit(FAILED)
-    return 0
 
-
-def reset(parent: int, ignored: Iterable[int] = ()) -> None:
-    """Make a process that was just forked by ``parent``, all signals blocked, a child of its own."""
-    prctl.die_with_parent(signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before it could be told; under PID 1 the new number need not be 1
-        os._exit(FAILED)
-    signal.set_wakeup_fd(-1)
-    for number in _ALL:
-        if _signal.getsignal(number) not in (None, _signal.SIG_DFL):
+    def _reset(self, parent: int) -> None:
+        if self._dies_with_parent:
+            prctl.die_with_parent(_KILL)
+            if os.getppid() != parent:  # it ended before it could be told; under PID 1 the new number need not be 1
+                os._exit(FAILED)
+        for number in self._to_default:
             _signal.signal(number, _signal.SIG_DFL)
-    for number in (*_IGNORED, *ignored):
-        _signal.signal(number, _signal.SIG_IGN)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+        for number in self._to_ignore:
+            _signal.signal(number, _signal.SIG_IGN)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+        if self._numpy is not None:
+            self._numpy.seed()
+
+
+def null_stdin() -> None:
+    """Let descriptor 0 be /dev/null."""
     null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    if null > 0:
+    if null == 0:  # it was closed
+        os.set_inheritable(0, True)
+    else:
+        os.dup2(null, 0)
         os.close(null)
-    # random has seeded itself anew (os.register_at_fork); numpy has not.
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()
 
 
-def run(function: Callable[[], Any], title: str) -> NoReturn:
+def or_end(function: Callable[[], Any]) -> None:
+    """Call it in a child that must not go on without it: not as a second parent."""
+    try:
+        function()
+    except BaseException:  # noqa: BLE001 - told here, once, and by the exit status
+        fail()
+
+
+def fail() -> NoReturn:
+    """Tell the exception that is being handled, on stderr, and end the process."""
+    sys.excepthook(*sys.exc_info())
+    leave(FAILED)
+
+
+def run(function: Callable[[], Any], title: str, *, adopts: bool = True) -> NoReturn:
     """Be the process for ``function``, under ``title``, and end with its outcome as exit status; never returns.
 
-    What the function raises goes to stderr.  Processes that it has started and left behind are ended with it.
+    What the function raises goes to stderr.  Processes that it has started and left behind are ended with it, also
+    those that tried to leave if it ``adopts`` its orphans; one that lives long does not, for it would not reap them.
     """
-    setproctitle(title)
-    prctl.become_subreaper()
+    take_title(title)
+    if adopts:
+        prctl.become_subreaper()
     code = outcome(function)
     end_descendants()
     leave(code)
@@ -103,6 +156,34 @@ def outcome(function: Callable[[], Any]) -> int:
     return 0
 
 
+def execute(argv: Sequence[str]) -> NoReturn:
+    """Become the program ``argv``; if that cannot be, say why on stderr and end as a shell would (127, 126)."""
+    code = 126
+    try:
+        os.execvp(argv[0], list(argv))
+    except FileNotFoundError:
+        print(f"execute {argv[0]}: no such program", file=sys.stderr)
+        code = 127
+    except OSError as error:
+        print(f"execute {argv[0]}: {error.strerror}", file=sys.stderr)
+    leave(code)
+
+
+def wait_for(pid: int, timeout: float) -> None:
+    """Reap our child ``pid``; after ``timeout`` seconds it is killed first."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return  # reaped by somebody else
+    with open(pidfd, "rb", buffering=0, closefd=True) as file:
+        poll = select.poll()
+        poll.register(file, select.POLLIN)
+        if not poll.poll(timeout * 1000):
+            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, pid, os.WEXITED)
+
+
 def leave(code: int) -> NoReturn:
     """End the process now, streams flushed: the parent's exit functions and buffers are not ours to run."""
     flush_streams()
@@ -112,15 +193,21 @@ def leave(code: int) -> NoReturn:
 def end_descendants() -> int:
     """Kill and reap whatever this process has started or adopted; tell how many were still alive.
 
-    For a process in which nobody waits for a child any more: the wait is for all.
+    For a process in which nobody waits for a child any more: the wait is for all.  What has become another user's
+    (a set-user-ID program) cannot be killed: it is named on stderr, and left.
     """
     killed = 0
-    while has_children():
-        pids = tree.children()
+    left: set[int] = set()
+    while has_children() and (pids := tree.children() - left):
         for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 os.kill(pid, signal.SIGKILL)
-        for pid in pids:  # each hands us its own children when it ends: the next round is theirs
+            except ProcessLookupError:  # SIGCHLD is ignored here: the kernel has reaped it
+                continue
+            except PermissionError:
+                left.add(pid)
+                print(f"kill pid {pid}, left by pid {os.getpid()}: it belongs to another user", file=sys.stderr)
+        for pid in pids - left:  # each hands us its own children when it ends: the next round is theirs
             with contextlib.suppress(ChildProcessError):
                 ended = os.waitid(os.P_PID, pid, os.WEXITED)
                 killed += ended is not None and ended.si_status == signal.SIGKILL

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from daemonkit.core import prctl
 from daemonkit.errors import ForkServerLost
 from daemonkit.processes import child
-from daemonkit.processes.forkserver import Enter, ForkServer, Kind, number_in, numbered, unpack
-from daemonkit.processes.receipt import Receipt
-from daemonkit.processes.wire import Closed, Wire, pair
+from daemonkit.processes.forkserver import MASTERS, Enter, ForkServer, Kind, number_in, numbered
+from daemonkit.processes.receipt import Receipt, unpack
+from daemonkit.processes.wire import Closed, Message, Wire, pair
 
 OnEnd = Callable[["Child", Receipt], None]
 OnStart = Callable[["Child"], None]
@@ -33,16 +32,26 @@ class Child:
         self.on_start = on_start
 
     def signal(self, number: int) -> None:
-        """Send a signal.  One that is not forked yet is taken back instead; one that has ended is left in peace."""
-        self._children.wire.send(Kind.SIGNAL, self.id, numbered(number))
+        """Send a signal.  One that is not forked yet is taken back instead; one that has ended is left in peace.
+
+        Raises:
+            ValueError: there is no such signal.
+        """
+        if number not in child.SIGNALS:
+            raise ValueError(f"send signal {number} to pid {self.pid}: there is no such signal")
+        self._children.tell(Kind.SIGNAL, self.id, numbered(number))
 
     def kill_tree(self) -> None:
-        """SIGKILL it and all that descends from it."""
-        self._children.wire.send(Kind.KILL_TREE, self.id)
+        """SIGKILL it and all that descends from it; one that is not forked yet is taken back."""
+        self._children.tell(Kind.KILL_TREE, self.id)
 
 
 class Children:
-    """Asks a fork server for children, and hears of their fates."""
+    """Asks a fork server for children, and hears of their fates.
+
+    Call ``receive`` when the wire can be read, and ``wire.flush`` when it can be written and something waits for that.
+    What a child has sent to us over a socket of its own is there to be read when its end is told: so read that first.
+    """
 
     def __init__(self, wire: Wire, on_delay: Callable[[Child, OSError], None] | None = None) -> None:
         """Speak over ``wire``, whose other end a fork server has and whose socket does not block.
@@ -59,8 +68,8 @@ class Children:
     def __len__(self) -> int:
         return len(self._table)
 
-    def __iter__(self) -> itertools.chain[Child]:
-        return itertools.chain(tuple(self._table.values()))
+    def __iter__(self) -> Iterator[Child]:
+        return iter(tuple(self._table.values()))
 
     def spawn(
         self,
@@ -68,19 +77,34 @@ class Children:
         on_end: OnEnd,
         on_start: OnStart | None = None,
         fds: Sequence[int] = (),
+        *,
+        adopts: bool = True,
     ) -> Child:
         """Ask for a child that runs what ``payload`` means to the server's ``enter``; ``fds`` are copied to it.
 
+        Args:
+            payload: any bytes.
+            on_end: called when it has ended, or could not be begun (then the receipt's pid is 0).
+            on_start: called when it was forked.
+            fds: 252 at most.
+            adopts: ``enter`` makes it a subreaper (prctl(2)), so what it leaves behind ends with it.
+
         Raises:
             ForkServerLost: the server is gone.
+            OSError: EMFILE or ENOMEM; nothing was asked.
         """
         made = Child(self, next(self._ids), on_end, on_start)
-        self._table[made.id] = made
         try:
-            self.wire.send(Kind.SPAWN, made.id, payload, fds)
+            self.wire.send(Kind.SPAWN if adopts else Kind.SPAWN_LASTING, made.id, payload, fds)
         except (BrokenPipeError, ConnectionResetError):
             raise ForkServerLost("fork a child: the fork server has ended") from None
+        self._table[made.id] = made
         return made
+
+    def tell(self, kind: int, number: int, payload: bytes = b"") -> None:
+        """Tell the server something of a child.  If it is gone, so is the child, as ``receive`` will say."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.wire.send(kind, number, payload)
 
     def receive(self) -> None:
         """Take in all that the server has said, and call whom it concerns.
@@ -112,29 +136,41 @@ class Children:
         return rows
 
 
-def fork_server(enter: Enter, prepare: Callable[[], None], ignored: tuple[int, ...] = ()) -> tuple[int, Wire]:
+def fork_server(
+    enter: Enter,
+    prepare: Callable[[], None],
+    ignored: tuple[int, ...] = (),
+    on_other: Callable[[Message], None] | None = None,
+) -> tuple[int, Wire]:
     """Fork a fork server from this process, which is clean; return its PID and our end of the wire.
 
     Args:
         enter: what a child does with the message that asked for it.
         prepare: called in the server first: gives back what is its parent's (descriptors, title).
         ignored: signals that its children ignore.
+        on_other: called in the server with messages of other kinds than its own.
 
     The server is our child: when the wire is closed it ends, and then it is to be reaped.
     """
     ours, theirs = pair()
-    pid = child.fork()
+    try:
+        pid = child.fork(MASTERS, dies_with_parent=False)  # it watches the wire
+    except BaseException:
+        ours.close()
+        theirs.close()
+        raise
     if pid == 0:
         ours.close()
-        _serve(Wire(theirs), enter, prepare, ignored)
+        child.or_end(prepare)
+        serve_wire(Wire(theirs), enter, ignored, on_other)
     theirs.close()
     ours.setblocking(False)
     return pid, Wire(ours)
 
 
-def _serve(wire: Wire, enter: Enter, prepare: Callable[[], None], ignored: tuple[int, ...]) -> NoReturn:
-    # Not SIGKILL, as for other children: it has to take those with it that descend from its own.
-    prctl.die_with_parent(signal.SIGTERM)
+def serve_wire(
+    wire: Wire, enter: Enter, ignored: tuple[int, ...] = (), on_other: Callable[[Message], None] | None = None
+) -> NoReturn:
+    """Be the fork server at the other end of ``wire``, in a process that has just begun; end with our parent."""
     os.set_blocking(wire.fileno(), False)
-    prepare()
-    ForkServer(wire, enter, ignored).serve()
+    ForkServer(wire, enter, ignored, on_other).serve()

@@ -1,230 +1,260 @@
 """The fork server: a process with one thread, clean since its birth, that forks when it is asked to (law 3).
 
 It speaks over one wire.  Asked to spawn, it forks, and the child calls ``enter``; when the child has ended it sends
-the receipt.  It ends, and first all that live under it, when the wire is closed: master gone, all gone (law 5).
-Here nobody but us waits for a child, so all who end may be looked at (waitid(2), P_ALL with WNOWAIT).
+the receipt.  It ends, and first all that live under it, when the wire is closed or its maker has ended: master gone,
+all gone (law 5).  Here nobody but us waits for a child, so all who end may be looked at (waitid(2), P_ALL with
+WNOWAIT).
 """
 
 from __future__ import annotations
 
-import contextlib
-import enum
+import math
+import mmap
 import os
 import select
 import signal
 import struct
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from daemonkit.core import prctl, tree
+from daemonkit.core import prctl
+from daemonkit.core.signalfd import drain, open_signalfd
+from daemonkit.core.streams import flush_streams
 from daemonkit.processes import child
-from daemonkit.processes.receipt import MemoryKills, Receipt, reap
-from daemonkit.processes.wire import Closed, Message, Wire
+from daemonkit.processes.living import MARK, Living, mark
+from daemonkit.processes.receipt import never_begun
+from daemonkit.processes.wire import Closed, DescriptorsLost, Message, Wire
 
 Enter = Callable[[Message], NoReturn]
 
-MARK: Final = "DAEMONKIT_CHILD"  # in the environment of a child and of all that it starts: whose they are
+# A terminal or a supervisor may send these to every process at once; they are the master's to act on.
+MASTERS: Final = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 _FIRST_PAUSE: Final = 0.01  # seconds after a fork that failed; doubled up to
 _LONGEST_PAUSE: Final = 1.0
-_RECEIPT: Final = struct.Struct("=iii?dqd")
+_AT_ONCE: Final = 256  # messages that are taken in before somebody else has his turn
 _STATE: Final = struct.Struct("=i")
 
 
-class Kind(enum.IntEnum):
-    """What the messages mean; to the server: SPAWN, SIGNAL, KILL_TREE; from it: the rest."""
+class Kind:
+    """What the messages mean; to the server: SPAWN, SPAWN_LASTING, SIGNAL, KILL_TREE; from it: the rest.
 
-    SPAWN = 1  # payload: for ``enter``
-    SIGNAL = 2  # payload: the signal's number
-    KILL_TREE = 3
-    STARTED = 4  # payload: the PID
-    ENDED = 5  # payload: the receipt
-    DELAYED = 6  # payload: errno of the fork that failed; it is tried again
+    No enum: to look into one costs the server a page or two for each fork.
+    """
 
-
-class _Living:
-    __slots__ = ("began", "id", "pid")
-
-    def __init__(self, id: int, pid: int, began: float) -> None:
-        self.id, self.pid, self.began = id, pid, began
+    SPAWN: Final = 1  # payload: for ``enter``
+    SIGNAL: Final = 2  # payload: the signal's number
+    KILL_TREE: Final = 3
+    STARTED: Final = 4  # payload: the PID
+    ENDED: Final = 5  # payload: the receipt
+    DELAYED: Final = 6  # payload: errno of the fork that failed; it is tried again
+    SPAWN_LASTING: Final = 7  # as SPAWN, a child that does not adopt its orphans: they are the server's, and may stay
 
 
 class ForkServer:
     """The server's own side."""
 
-    def __init__(self, wire: Wire, enter: Enter, ignored: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        enter: Enter,
+        ignored: tuple[int, ...] = (),
+        on_other: Callable[[Message], None] | None = None,
+    ) -> None:
         """Serve ``wire``, whose socket does not block.
 
         Args:
             wire: to the one process that asks.
             enter: what a child does with the message that asked for it; never returns.
             ignored: signals that children ignore, such as SIGINT of a terminal that is the master's to act on.
+            on_other: called here, in the server itself, with messages of other kinds than ours.
         """
         self._wire = wire
         self._enter = enter
+        self._on_other = on_other
         self._ignored = ignored
-        self._by_pid: dict[int, _Living] = {}
-        self._by_id: dict[int, _Living] = {}
+        self._living = Living()
         self._requests: deque[Message] = deque()
-        self._pause = 0.0  # seconds until the fork that failed is tried again; 0: none did
-        self._ending = False
+        self._pause = 0.0  # seconds between two tries of a fork that failed; 0: none did
+        self._retry_at = 0.0
+        self._is_full = False  # the wire takes no more, and is polled for room
         self._private: tuple[int, ...] = ()  # descriptors that no child keeps
 
     def serve(self) -> NoReturn:
-        """Be the server until the wire is closed or SIGTERM comes; end all children, then this process."""
-        prctl.become_subreaper()
-        wakeup, writer = _catch_signals(self._end)
-        self._private = (wakeup, writer)
-        child.freeze()
-        self._kills = MemoryKills()
-        poll = select.poll()
-        poll.register(wakeup, select.POLLIN)
-        while not self._ending:
-            out = select.POLLOUT if self._wire.is_waiting else 0
-            poll.register(self._wire.fileno(), select.POLLIN | out)
-            ready = poll.poll(self._pause * 1000 if self._pause else None)
-            try:
-                for fd, events in ready:
-                    if fd == wakeup:
-                        os.read(wakeup, 4096)
-                        self._reap()
-                    elif events & select.POLLOUT:
-                        self._wire.flush()
-                    if fd != wakeup and events & ~select.POLLOUT:
-                        self._hear()
-                self._fork_requested()
-            except (Closed, BrokenPipeError, ConnectionResetError):
-                break
-        child.end_descendants()
-        child.leave(0)
+        """Be the server until the wire is closed or its maker has ended; end all children, then this process.
 
-    def _end(self) -> None:
-        self._ending = True
+        Raises nothing: what fails here is told on stderr, and ends it as well.
+        """
+        code = child.FAILED
+        try:
+            self._begin()
+            while True:
+                self._turn()
+        except (Closed, BrokenPipeError, ConnectionResetError):
+            code = 0
+        except BaseException:  # noqa: BLE001 - told, and by the exit status; our caller's frames are not ours to unwind
+            sys.excepthook(*sys.exc_info())
+        child.or_end(child.end_descendants)
+        child.leave(code)
+
+    def _begin(self) -> None:
+        prctl.become_subreaper()
+        prctl.die_with_parent(0)
+        child.null_stdin()
+        os.environ[MARK] = str(os.getpid())
+        signals = open_signalfd((signal.SIGCHLD, *MASTERS))
+        for number in MASTERS:  # blocked is enough: to ignore them costs each child more to undo
+            signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        self._poll = select.poll()
+        self._actions = {signals: self._wake, self._wire.fileno(): self._speak}
+        self._private = (signals,)
+        if self._wire.maker:
+            # Beside the wire, whose other end somebody else may have inherited; and not prctl(2)'s signal, which comes
+            # when the thread ends that forked us.
+            try:
+                pidfd = os.pidfd_open(self._wire.maker)
+            except ProcessLookupError:
+                raise Closed from None
+            self._actions[pidfd] = _close_down
+            self._private = (signals, pidfd)
+        for fd in self._actions:
+            self._poll.register(fd, select.POLLIN)
+        self._forker = child.Forker(self._ignored)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Foreign code has run here: the next child finds things in order."""
+        # What each child calls is called here as well: so it is linked (ld.so(8)) once, not in every child.
+        flush_streams()
+        child.has_children()
+        self._forker.look()
+        child.freeze()
+
+    def _turn(self) -> None:
+        if self._wire.is_waiting != self._is_full:
+            self._is_full = not self._is_full
+            self._poll.register(self._wire.fileno(), select.POLLIN | (select.POLLOUT if self._is_full else 0))
+        for fd, events in self._poll.poll(self._rest()):
+            self._actions[fd](fd, events)
+        now = time.monotonic()
+        if now >= self._living.sweep_at:
+            self._living.end_orphans()
+        if self._requests and now >= self._retry_at:
+            self._fork_next()  # one alone: in between, ends are told and signals sent
+
+    def _rest(self) -> float | None:
+        """Milliseconds that may be slept; None: until something comes."""
+        due = self._living.sweep_at
+        if self._requests:
+            due = min(due, self._retry_at)
+        return None if due == math.inf else max(due - time.monotonic(), 0.0) * 1000
+
+    def _wake(self, fd: int, events: int) -> None:
+        drain(fd)
+        self._reap()
+
+    def _speak(self, fd: int, events: int) -> None:
+        if events & select.POLLOUT:
+            self._wire.flush()
+        if events & ~select.POLLOUT:
+            self._hear()
 
     def _hear(self) -> None:
-        """Take what has been asked; forks wait until all is read, so that a signal for a request finds it."""
-        while (message := self._wire.receive()) is not None:
-            if message.kind == Kind.SPAWN:
+        """Take in what has been asked, before the next fork, so that a signal for a request finds it."""
+        for _ in range(_AT_ONCE):
+            try:
+                message = self._wire.receive()
+            except DescriptorsLost as error:
+                print(f"fork server: {error}", file=sys.stderr)
+                self._wire.send(Kind.ENDED, error.id, never_begun(child.FAILED << 8))
+                continue
+            if message is None:
+                return
+            if message.kind in (Kind.SPAWN, Kind.SPAWN_LASTING):
                 self._requests.append(message)
             elif message.kind == Kind.SIGNAL:
-                self._signal(message.id, _STATE.unpack(message.payload)[0])
+                if not self._living.signal(message.id, number_in(message.payload)):
+                    self._forget(message.id)
             elif message.kind == Kind.KILL_TREE:
-                self._kill_tree(message.id)
+                if not self._living.kill_tree(message.id):
+                    self._forget(message.id)
+            elif self._on_other:
+                self._on_other(message)
+                self._settle()
 
-    def _fork_requested(self) -> None:
-        while self._requests and not self._ending:
-            message = self._requests[0]
-            try:
-                pid = child.fork(self._ignored)
-            except OSError as error:  # EAGAIN, ENOMEM: there may be room later (row 23)
-                if not self._pause:
-                    self._wire.send(Kind.DELAYED, message.id, _STATE.pack(error.errno or 0))
-                self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
-                return
-            if pid == 0:
-                os.environ[MARK] = f"{os.getppid()}.{message.id}"
-                self._wire.close()
-                for fd in self._private:
-                    os.close(fd)
-                self._enter(message)
-            self._pause = 0.0
-            self._requests.popleft()
-            for fd in message.fds:
+    def _fork_next(self) -> None:
+        message = self._requests[0]
+        try:
+            pid = self._forker.fork()
+        except OSError as error:  # EAGAIN, ENOMEM: there may be room later (row 23)
+            if not self._pause:
+                self._wire.send(Kind.DELAYED, message.id, _STATE.pack(error.errno or 0))
+            self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
+            self._retry_at = time.monotonic() + self._pause
+            return
+        if pid == 0:
+            self._be_child(message)
+        self._pause = self._retry_at = 0.0
+        self._requests.popleft()
+        _close(message)
+        self._living.add(message.id, pid, adopts=message.kind == Kind.SPAWN)
+        self._wire.send(Kind.STARTED, message.id, _STATE.pack(pid))
+
+    def _be_child(self, message: Message) -> NoReturn:
+        """Keep nothing of the server's, nor what came with requests for others; never return to its loop."""
+        try:
+            self._wire.close_inherited()
+            for fd in self._private:
                 os.close(fd)
-            living = _Living(message.id, pid, time.monotonic())
-            self._by_pid[pid] = self._by_id[message.id] = living
-            self._wire.send(Kind.STARTED, message.id, _STATE.pack(pid))
+            if len(self._requests) > 1:
+                self._requests.popleft()
+                for other in self._requests:
+                    _close(other)
+                self._requests.clear()
+            if message.kind == Kind.SPAWN_LASTING:
+                os.environ[MARK] = mark(os.getppid(), message.id)
+            self._enter(message)
+        except BaseException:  # noqa: BLE001 - told, and by the exit status
+            child.fail()
+        finally:
+            os._exit(child.FAILED)
 
     def _reap(self) -> None:
-        while True:
-            try:
-                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if ended is None:
-                return
-            living = self._by_pid.pop(ended.si_pid, None)
-            receipt = reap(ended.si_pid, living.began if living else 0.0, time.monotonic(), self._kills)
-            if living is None or receipt is None:  # an orphan of a child's
-                continue
-            del self._by_id[living.id]
-            if not receipt.is_clean:
-                self._end_orphans()
-            self._wire.send(Kind.ENDED, living.id, _pack(receipt))
-
-    def _end_orphans(self) -> None:
-        """Kill what a child has left that could not clean up itself (row 25); what a living one has left stays."""
-        orphans = tree.children() - self._by_pid.keys()
-        if not orphans:
-            return
-        titles = {_read(pid, "cmdline") for pid in self._by_pid}
-        marks = {f"{MARK}={os.getpid()}.{number}".encode() for number in self._by_id}
-        for pid in orphans:
-            if _read(pid, "cmdline") in titles or marks & set(_read(pid, "environ").split(b"\0")):
-                continue
-            self._kill(pid)
-
-    def _kill_tree(self, number: int) -> None:
-        living = self._by_id.get(number)
-        if living is None:
-            self._forget(number)
-        else:
-            self._kill(living.pid)
-
-    def _kill(self, pid: int) -> None:
-        """Kill our child, living or ended, with all below it: not reaped, its number is its own."""
-        pidfd = os.pidfd_open(pid)
-        try:
-            tree.kill(pid, pidfd)
-        finally:
-            os.close(pidfd)
-
-    def _signal(self, number: int, sent: int) -> None:
-        living = self._by_id.get(number)
-        if living is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(living.pid, sent)
-        else:
-            self._forget(number)
+        for number, receipt in self._living.reap():
+            self._wire.send(Kind.ENDED, number, receipt)
+        self._retry_at = 0.0  # there may be room now
 
     def _forget(self, number: int) -> None:
         """A request that has not been forked yet is taken back, and told as killed."""
         for message in self._requests:
             if message.id == number:
                 self._requests.remove(message)
-                for fd in message.fds:
-                    os.close(fd)
-                self._wire.send(Kind.ENDED, number, _pack(Receipt(0, None, signal.SIGKILL, False, 0.0, 0, 0.0)))
+                _close(message)
+                self._wire.send(Kind.ENDED, number, never_begun(signal.SIGKILL))
                 return
 
 
-def _catch_signals(end: Callable[[], None]) -> tuple[int, int]:
-    """SIGCHLD and SIGTERM end the sleep; the rest is as a child has it.  Returns both ends of the wakeup pipe."""
-    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    signal.signal(signal.SIGTERM, lambda number, frame: end())
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # a terminal sends some to the whole group: they are the master's
-    return reader, writer
+def _close_down(fd: int, events: int) -> None:
+    raise Closed
 
 
-def _pack(receipt: Receipt) -> bytes:
-    code = -1 if receipt.exit_code is None else receipt.exit_code
-    return _RECEIPT.pack(
-        receipt.pid, code, receipt.signal or 0, receipt.out_of_memory, receipt.cpu, receipt.max_rss, receipt.wall
-    )
+def _close(message: Message) -> None:
+    for fd in message.fds:
+        os.close(fd)
 
 
-def unpack(payload: bytes) -> Receipt:
-    """The receipt in the payload of an ``ENDED`` message."""
-    pid, code, number, out_of_memory, cpu, max_rss, wall = _RECEIPT.unpack(payload)
-    return Receipt(pid, None if number else code, number or None, out_of_memory, cpu, max_rss, wall)
-
-
-def number_in(payload: bytes) -> int:
-    """The number in the payload of a ``STARTED`` or ``DELAYED`` message."""
+def number_in(payload: bytes | mmap.mmap) -> int:
+    """The number in the payload of a ``STARTED``, ``DELAYED`` or ``SIGNAL`` message."""
     number: int = _STATE.unpack(payload)[0]
     return number
 
@@ -232,11 +262,3 @@ def number_in(payload: bytes) -> int:
 def numbered(number: int) -> bytes:
     """The payload of a ``SIGNAL`` message."""
     return _STATE.pack(number)
-
-
-def _read(pid: int, name: str) -> bytes:
-    try:
-        with open(f"/proc/{pid}/{name}", "rb") as file:
-            return file.read()
-    except OSError:
-        return b""

@@ -1,0 +1,332 @@
+"""The program behind ``background``: detached from the process that asks, and there until all it has accepted is done.
+
+It is small and has one thread.  The calls run in children of a fork server below it (law 3); here they wait for their
+turn, are ended when their time is up, and what becomes of them is told: a failure on stderr, which is the asking
+process's.  When that has ended, what was accepted is finished, and then this process ends, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import math
+import mmap
+import os
+import select
+import signal
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, NoReturn
+
+from daemonkit.core.duration import describe
+from daemonkit.core.title import take_title
+from daemonkit.errors import ForkServerLost
+from daemonkit.processes import call, child, detachedcall, interpreter, pickled, poolserver
+from daemonkit.processes.children import Child, Children, fork_server
+from daemonkit.processes.forkserver import MASTERS
+from daemonkit.processes.receipt import Receipt
+from daemonkit.processes.wire import Closed, DescriptorsLost, Message, Wire, pair
+
+_AT_ONCE: Final = 256  # messages that are taken in before somebody else has his turn
+_KILL_AFTER: Final = 5.0  # seconds that a call has to tidy up when its time is up
+_LEAVE_TIME: Final = 10.0  # seconds that the fork server has to end
+_ALARM: Final = int(signal.SIGALRM)
+
+
+class Kind(enum.IntEnum):
+    """What the messages mean; from this program: BEGUN, ENDED; to it: the rest."""
+
+    SETTINGS = 1  # payload: pickled Settings
+    CALL = 2  # payload: the function's name, a NUL, the request
+    BEGUN = 3
+    ENDED = 4
+    HELD = 5  # as CALL, but it begins when it is released, or nobody can release it any more
+    RELEASE = 6
+
+
+class Settings(NamedTuple):
+    """What the process that asks has to say first."""
+
+    interpreter: tuple[Any, ...]
+    pid: int  # its own
+    max_workers: int
+    timeout: float  # seconds for each call
+    is_fresh: bool  # each call has an interpreter of its own
+
+
+def main() -> NoReturn:
+    """Be the program; whoever started it waits for the exit status of a first process, 0: the program is there."""
+    (sock,) = interpreter.own_sockets(1)
+    wire = Wire(sock)
+    first = wire.receive()
+    if first is None or first.kind != Kind.SETTINGS:
+        raise SystemExit("daemonkit.processes.detached is started by background()")
+    settings = Settings(*pickled.loads(first.payload))
+    interpreter.Settings(*settings.interpreter).take_over()
+    reader, writer = os.pipe()
+    if os.fork():  # so we are nobody's child, and no session's leader
+        os.close(writer)
+        os._exit(0 if os.read(reader, 1) else child.FAILED)
+    os.close(reader)
+    take_title(f"background of pid {settings.pid}")
+    child.or_end(child.null_stdin)
+    for number in MASTERS:
+        signal.signal(number, signal.SIG_IGN)
+    sock.setblocking(False)
+    child.or_end(lambda: Backlog(wire, settings).serve(writer))
+    child.leave(0)
+
+
+class _Call:
+    """One call: waiting, running, over."""
+
+    __slots__ = ("due", "id", "is_late", "is_told", "name", "receipt", "request", "row")
+
+    def __init__(self, id: int, name: str, request: bytes) -> None:
+        self.id = id
+        self.name = name
+        self.request = request
+        self.row: Child
+        self.due = math.inf  # when it will be ended, or killed if it is late already
+        self.is_late = False
+        self.is_told = False  # its child has said what came of it
+        self.receipt: Receipt | None = None
+
+
+class Backlog:
+    """The calls that were accepted and are not done."""
+
+    def __init__(self, wire: Wire, settings: Settings) -> None:
+        """Accept calls from ``wire``, whose socket does not block."""
+        self._wire = wire
+        self._settings = settings
+        self._is_open = True  # the other end is there
+        self._held: dict[int, _Call] = {}
+        self._waiting: deque[_Call] = deque()
+        self._running: dict[int, _Call] = {}  # by the child's id
+        self._server: _Server
+
+    def serve(self, told: int) -> None:
+        """Return when nobody will ask any more, and all is done; a byte to the descriptor ``told`` says: it has begun.
+
+        Raises:
+            OSError: there is no room for a fork server.
+        """
+
+        def forget() -> None:
+            self._wire.close()
+            os.close(told)
+
+        self._server = _Server(self._settings, forget)
+        os.write(told, b"+")
+        os.close(told)
+        while self._is_open or self._waiting or self._running:
+            self._sleep()
+            if self._is_open:
+                self._hear()
+            try:
+                self._server.children.receive()
+                self._server.children.wire.flush()
+            except (ForkServerLost, BrokenPipeError, ConnectionResetError):
+                self._replace()
+            else:
+                self._read()
+            self._settle()
+            self._expire()
+            self._fill()
+        self._server.close()
+
+    def _sleep(self) -> None:
+        poll = select.poll()
+        wires = (self._wire, self._server.children.wire) if self._is_open else (self._server.children.wire,)
+        for wire in wires:
+            poll.register(wire.fileno(), select.POLLIN | (select.POLLOUT if wire.is_waiting else 0))
+        poll.register(self._server.results.fileno(), select.POLLIN)
+        due = min((each.due for each in self._running.values()), default=math.inf)
+        poll.poll(None if due == math.inf else max(due - time.monotonic(), 0.0) * 1000 + 1)
+
+    def _hear(self) -> None:
+        """Take in what is asked."""
+        self._tell()
+        for _ in range(_AT_ONCE):
+            try:
+                message = self._wire.receive()
+            except DescriptorsLost as error:
+                _log(f"a call is lost: {error}", os.getpid())
+                self._tell(Kind.ENDED, error.id)
+                continue
+            except Closed:
+                self._is_open = False
+                self._waiting.extend(self._held.values())
+                return
+            if message is None:
+                return
+            if message.kind == Kind.RELEASE:
+                if held := self._held.pop(message.id, None):  # else it was lost on its way, which is told
+                    self._waiting.append(held)
+            elif message.kind == Kind.HELD:
+                self._held[message.id] = _call_in(message)
+            else:
+                self._waiting.append(_call_in(message))
+
+    def _tell(self, kind: Kind | None = None, number: int = 0) -> None:
+        """Tell whoever asks, if he is still there, how far his call is; or what waits to be told."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            if kind is None:
+                self._wire.flush()
+            else:
+                self._wire.send(kind, number)
+
+    def _read(self) -> None:
+        """Take in what children have said, before their ends are dealt with."""
+        while True:
+            try:
+                message = self._server.results.receive()
+            except (Closed, DescriptorsLost, struct.error):  # or a child has written what is no outcome
+                return
+            if message is None:
+                return
+            if message.kind == call.LEARNED:
+                self._server.learn(pickled.loads(message.payload))
+            elif entry := self._running.get(message.id):
+                self._take(entry, message)
+
+    def _take(self, entry: _Call, message: Message) -> None:
+        if message.kind == call.PROGRESS:
+            return
+        entry.is_told = True
+        if message.kind == call.ERROR:
+            _, words, text = pickled.loads(message.payload)
+            what = f"not done after {describe(self._settings.timeout)}" if entry.is_late else words
+            _log(f"{entry.name} failed: {what}\n{text}", entry.row.pid)
+
+    def _settle(self) -> None:
+        for number, entry in list(self._running.items()):
+            if entry.receipt is None:
+                continue
+            del self._running[number]
+            if not entry.is_told:
+                late = f"not done after {describe(self._settings.timeout)}; " if entry.is_late else ""
+                _log(f"{entry.name} failed: {late}{entry.receipt}", entry.row.pid)
+            self._tell(Kind.ENDED, entry.id)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for entry in self._running.values():
+            if entry.due > now:
+                continue
+            if entry.is_late:
+                entry.due = math.inf
+                entry.row.kill_tree()
+            else:
+                entry.due = now + _KILL_AFTER
+                entry.is_late = True
+                entry.row.signal(_ALARM)
+
+    def _fill(self) -> None:
+        while self._waiting and len(self._running) < self._settings.max_workers:
+            entry = self._waiting[0]
+            try:
+                entry.row = self._server.children.spawn(entry.request, self._on_end, self._on_start)
+            except ForkServerLost:
+                return  # it will be replaced when that is read
+            self._waiting.popleft()
+            self._running[entry.row.id] = entry
+
+    def _on_start(self, row: Child) -> None:
+        entry = self._running[row.id]
+        entry.request = b""
+        entry.due = time.monotonic() + self._settings.timeout
+        self._server.has_worked = True
+        self._tell(Kind.BEGUN, entry.id)
+
+    def _on_end(self, row: Child, receipt: Receipt) -> None:
+        self._running[row.id].receipt = receipt
+
+    def _replace(self) -> None:
+        """The fork server is gone: what its children had is lost, what waits is for the next one."""
+        self._read()
+        server = self._server
+        for number, entry in reversed(list(self._running.items())):
+            if entry.request:  # not begun
+                del self._running[number]
+                self._waiting.appendleft(entry)
+            elif entry.receipt is None and not entry.is_told:
+                entry.is_told = True
+                entry.receipt = _unknown(entry.row.pid or 0)
+                _log(f"{entry.name} is lost: the fork server, pid {server.pid}, has ended", entry.row.pid)
+            elif entry.receipt is None:
+                entry.receipt = _unknown(entry.row.pid or 0)
+        server.close()
+        if not server.has_worked:
+            names = ", ".join(entry.name for entry in self._waiting) or "no calls"
+            _log(f"the fork server, pid {server.pid}, could not begin; given up: {names}", os.getpid())
+            child.leave(child.FAILED)
+        self._server = _Server(self._settings, self._wire.close)
+
+
+class _Server:
+    """A fork server, and what its children have to say."""
+
+    def __init__(self, settings: Settings, forget: Callable[[], None]) -> None:
+        ours, theirs = pair()
+        self.results, answers = Wire(ours), Wire(theirs)
+        ours.setblocking(False)
+        modules = poolserver.Modules()
+        if settings.is_fresh:
+            enter = detachedcall.Fresh(settings.interpreter, theirs).enter
+        else:
+            enter = call.Caller(answers, modules.names).enter
+
+        def prepare() -> None:
+            forget()
+            take_title(f"background of pid {settings.pid}: fork server")
+            self.results.close()
+
+        self.has_worked = False  # it has forked once
+        self._learned: set[str] = set()
+        self.pid, wire = fork_server(enter, prepare, (signal.SIGTERM,), modules.take)
+        answers.close()
+        self.children = Children(wire, _say_delay)
+
+    def learn(self, names: list[str]) -> None:
+        """Have modules that children need imported where they are forked."""
+        if fresh := [name for name in names if name not in self._learned]:
+            self._learned.update(fresh)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self.children.wire.send(poolserver.IMPORT, 0, pickled.dumps(fresh))
+
+    def close(self) -> None:
+        """End it, and all under it; reap it."""
+        self.children.wire.close()
+        with contextlib.suppress(ChildProcessError):
+            child.wait_for(self.pid, _LEAVE_TIME)
+        self.results.close()
+
+
+def _call_in(message: Message) -> _Call:
+    payload = message.payload
+    end = payload.find(b"\0")
+    made = _Call(message.id, payload[:end].decode(), payload[end + 1 :])
+    if isinstance(payload, mmap.mmap):
+        payload.close()
+    return made
+
+
+def _unknown(pid: int) -> Receipt:
+    return Receipt(pid, None, signal.SIGKILL, False, 0.0, 0, 0.0)
+
+
+def _say_delay(row: Child, error: OSError) -> None:
+    _log(f"fork: {error}; trying again until there is room", os.getpid())
+
+
+def _log(text: str, pid: int | None) -> None:
+    """Write to stderr at once; whoever reads it may be gone."""
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    data = memoryview(f"[{stamp}] [{pid}] [ERROR] background: {text.rstrip()}\n".encode(errors="backslashreplace"))
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(2, data) :]

@@ -1,0 +1,376 @@
+"""Gives calls to children and outcomes to futures: one thread, one lock, one fork server.
+
+Any thread may submit; it sends the request itself if there is room, so that a call does not wait for a thread to wake.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import heapq
+import itertools
+import logging
+import os
+import select
+import struct
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
+from typing import Any, Final
+
+from daemonkit.errors import ForkServerLost, PoolFull
+from daemonkit.processes import pickled
+from daemonkit.processes.call import BROKEN, ERROR, LEARNED, PROGRESS, RESULT
+from daemonkit.processes.future import Call, Fate
+from daemonkit.processes.ownserver import Server
+from daemonkit.processes.wire import Closed, Message
+
+log = logging.getLogger("daemonkit.pool")
+
+_ATTEMPTS: Final = 3  # children that a call is given to, if they end before they begin it
+_BATCH: Final = 256  # outcomes read before room is filled again
+Step = tuple[Callable[[Any], None], Any]  # done outside the lock, for it may call what is not ours
+
+
+class Dispatcher:
+    """Everything behind a pool."""
+
+    def __init__(self, width: int, reuse: int | None, max_pending: int | None, first: bytes) -> None:
+        """Start nothing yet.
+
+        Args:
+            width: calls that run at once.
+            reuse: calls for each child; None: any number.
+            max_pending: calls that may wait; None: any number.
+            first: the initializer's pickle; empty: none.
+        """
+        self.width = width
+        self.is_closing = False
+        self._reuse, self._first, self._max_pending = reuse, first, max_pending
+        self._lock = threading.RLock()
+        self._room = threading.Condition(self._lock)
+        self._pending: deque[Call] = deque()
+        self._steps: deque[Step] = deque()
+        self._timers: list[tuple[float, int, Call]] = []
+        self._order = itertools.count()
+        self._server: Server | None = None
+        self._thread: threading.Thread | None = None
+        self._wakeup = -1
+        self._broken = ""
+        self._owner = os.getpid()
+
+    # What any thread asks.
+
+    def submit(self, call: Call) -> None:
+        """Accept the call.
+
+        Raises:
+            RuntimeError: the pool is shut down, or belongs to another process.
+            BrokenExecutor: its initializer has failed.
+            PoolFull: ``max_pending`` calls wait, and the call's limits say not to wait for room.
+            OSError: the fork server cannot be started.
+        """
+        with self._lock:
+            self._check_open()
+            while self._is_full() and threading.current_thread() is not self._thread:
+                if not call.limits.block:
+                    raise PoolFull(f"submit {call.name}: {self._max_pending} calls wait already (max_pending)")
+                self._room.wait()
+                self._check_open()
+            self._start()
+            self._pending.append(call)
+            if len(self._pending) == 1 and self._server is not None:
+                self._fill(self._server)
+
+    def _is_full(self) -> bool:
+        return self._max_pending is not None and len(self._pending) >= self._max_pending
+
+    def _check_open(self) -> None:
+        if self._owner != os.getpid():
+            raise RuntimeError(f"submit: this pool belongs to pid {self._owner}; make one after the fork")
+        if self._broken:
+            raise BrokenExecutor(self._broken)
+        if self.is_closing:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def kill(self, call: Call) -> bool:
+        """End a call that a child has; False if it is over."""
+        with self._lock:
+            if call.done() or self._owner != os.getpid():
+                return False
+            call.fate = Fate.KILLED
+            self._end(call)
+            self.wake()
+            return True
+
+    def _end(self, call: Call) -> None:
+        if call in self._pending:  # given back by a child that has ended
+            return
+        if self._server is not None and self._server.crew.kill(call):
+            self._pending.appendleft(call)
+
+    def close(self, cancel: bool = False, kill: bool = False) -> None:
+        """Accept no more; end when all is done, or sooner if what waits is cancelled and what runs is killed."""
+        if self._owner != os.getpid():
+            return
+        with self._lock:
+            self.is_closing = True
+            pending = list(self._pending) if cancel or kill else []
+            running = self._server.crew.calls() if kill and self._server else []
+            self._room.notify_all()
+        for call in pending:
+            call.cancel()
+        for call in running:
+            self.kill(call)
+        self.wake()
+
+    def join(self) -> None:
+        """Wait until all is done and every process has ended."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread() and self._owner == os.getpid():
+            thread.join()
+
+    def wake(self) -> None:
+        """Have the thread look at everything."""
+        with self._lock:
+            if self._wakeup >= 0:
+                os.eventfd_write(self._wakeup, 1)
+
+    # The thread.
+
+    def _start(self) -> None:
+        if self._server is None:
+            self._server = Server(self._reuse, self._first, self._begun)
+            if self._thread is not None:
+                self.wake()
+        if self._thread is None:
+            self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._thread = threading.Thread(target=self._run, name="daemonkit pool", daemon=True)
+            _living().add(self)
+            self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        except BaseException as error:
+            log.exception("pool: a mistake in daemonkit; its calls are given up")
+            self._give_up(f"the pool has ended: {error!r}")
+            raise
+        finally:
+            with self._lock:
+                server, self._server = self._server, None
+                os.close(self._wakeup)
+                self._wakeup = -1
+            if server:
+                server.close()
+            _living().discard(self)
+
+    def _turn(self) -> bool:
+        """Sleep until something happens, and act on it; False when all is done."""
+        with self._lock:
+            server = self._server
+            if self.is_closing and not self._pending and not (server and server.crew.calls()):
+                return False
+            poll = server.poll if server else select.poll()
+            poll.register(self._wakeup, select.POLLIN)
+            pause = None if not self._timers else max(0.0, self._timers[0][0] - time.monotonic()) * 1000 + 1
+            if server:
+                server.watch()
+        ready = {fd for fd, _ in poll.poll(pause)}
+        with self._lock:
+            if self._wakeup in ready:
+                os.eventfd_read(self._wakeup)
+                ready.discard(self._wakeup)
+            if server and ready:
+                self._hear(server, ready)
+            if self._timers:
+                self._expire()
+            if self._server:
+                self._fill(self._server)
+        _do(self._steps)
+        return True
+
+    def _hear(self, server: Server, ready: set[int]) -> None:
+        is_lost = False
+        if server.children.wire.fileno() in ready:
+            try:
+                server.children.wire.flush()
+                server.children.receive()
+            except (ForkServerLost, BrokenPipeError, ConnectionResetError):
+                is_lost = True
+        if self._read(server):
+            self._settle(server)
+        if is_lost:
+            while not self._read(server):
+                pass
+            self._settle(server)
+            self._replace(server)
+
+    def _read(self, server: Server) -> bool:
+        """Take in outcomes; True if there are no more."""
+        for _ in range(_BATCH):
+            try:
+                message = server.results.receive()
+            except (struct.error, IndexError, OSError):  # a child has written something into the socket
+                log.warning("pool: a child has written what is no outcome; it is passed over")
+                continue
+            except Closed:  # all of them are gone: the wire tells, too; or an empty message
+                return True
+            if message is None:
+                return True
+            self._take(server, message)
+        return False
+
+    def _take(self, server: Server, message: Message) -> None:
+        crew = server.crew
+        if message.kind <= ERROR:
+            if call := crew.finish(message.id):
+                self._steps.append((call.succeed if message.kind == RESULT else call.fail, message))
+        elif message.kind == PROGRESS:
+            if call := crew.find(message.id):
+                self._steps.append((functools.partial(_report, call), message))
+        elif message.kind == LEARNED:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                server.learn(pickled.loads(message.payload))
+        elif message.kind == BROKEN and not self._broken:
+            _, words, text = pickled.loads(message.payload)
+            log.critical("pool: the initializer failed\n%s", text)
+            self._give_up_in(f"the pool's initializer failed: {words}")
+
+    def _settle(self, server: Server) -> None:
+        lost, given_back = server.crew.settle()
+        for call, receipt in lost:
+            self._steps.append((call.lose, receipt))
+        for call in reversed(given_back):
+            if call.attempts < _ATTEMPTS:
+                self._pending.appendleft(call)
+            else:
+                why = f"{call.attempts} children ended before they began it"
+                self._steps.append((functools.partial(call.lose, None), why))
+
+    def _replace(self, server: Server) -> None:
+        """The fork server is gone: what its children had is lost, what waits is for the next one."""
+        running = server.crew.calls()
+        log.error("pool: the fork server (pid %d) has ended; %d running calls are lost", server.pid, len(running))
+        for call in running:
+            self._steps.append((functools.partial(call.lose, None), f"the fork server, pid {server.pid}, has ended"))
+        self._server = None
+        server.close()
+        if not server.crew.has_started:
+            for call in self._pending:
+                self._steps.append((functools.partial(call.lose, None), "the fork server could not begin; see stderr"))
+            self._pending.clear()
+        elif self._pending:
+            self._start()
+
+    def _fill(self, server: Server) -> None:
+        try:
+            self._place(server)
+            if back := server.crew.spare(self.width):
+                self._pending.extendleft(reversed(back))
+                self._place(server)
+        except ForkServerLost:
+            self.wake()  # the thread will find it gone
+        if self._max_pending is not None:
+            self._room.notify_all()
+        if server.children.wire.is_waiting:
+            self.wake()
+
+    def _place(self, server: Server) -> None:
+        while self._pending:
+            call = self._pending[0]
+            if call.fate is not None:  # given back by a child, and killed since
+                self._steps.append((call.lose, None))
+                self.wake()
+            else:
+                try:
+                    if not server.crew.take(call, self.width):
+                        return
+                except OSError as error:
+                    if isinstance(error, ForkServerLost):
+                        raise
+                    self._steps.append((functools.partial(call.lose, None), f"no child could be asked for: {error}"))
+                    self.wake()
+            self._pending.popleft()
+
+    def _begun(self, call: Call) -> None:
+        if call.limits.timeout is not None:
+            due = time.monotonic() + call.limits.timeout
+            heapq.heappush(self._timers, (due, next(self._order), call))
+            if self._timers[0][2] is call:
+                self.wake()
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        while self._timers and (self._timers[0][0] <= now or self._timers[0][2].done()):
+            _, _, call = heapq.heappop(self._timers)
+            if not call.done() and call.fate is None:
+                call.fate = Fate.TIMEOUT
+                self._end(call)
+
+    def _give_up_in(self, why: str) -> None:
+        self._broken = why
+        calls = list(self._pending) + (self._server.crew.calls() if self._server else [])
+        self._pending.clear()
+        self._steps.append((functools.partial(_break, calls), why))
+
+    def _give_up(self, why: str) -> None:
+        with self._lock:
+            self._give_up_in(why)
+        _do(self._steps)
+
+    def forsake(self) -> None:
+        """We are a fork: the thread is not here, and the sockets are its parent's."""
+        if self._server:
+            self._server.forsake()
+        if self._wakeup >= 0:
+            os.close(self._wakeup)
+            self._wakeup = -1
+        self._lock = threading.RLock()
+
+
+def _do(steps: deque[Step]) -> None:
+    while steps:  # each is forgotten when it is done: nothing of ours keeps a result alive
+        act, on = steps.popleft()
+        act(on)
+        del act, on
+
+
+def _report(call: Call, message: Message) -> None:
+    try:
+        call.report(message)
+    except Exception:
+        log.exception("pool: on_progress of %s failed", call.name)
+
+
+def _break(calls: list[Call], why: str) -> None:
+    for call in calls:
+        if not call.done() and (call.is_given or call.set_running_or_notify_cancel()):
+            call.set_exception(BrokenExecutor(why))
+
+
+@functools.cache
+def _living() -> weakref.WeakSet[Dispatcher]:
+    """Those that have a thread: their work is finished before the interpreter ends, and a fork must let go of them."""
+    import atexit
+
+    living: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
+
+    def finish() -> None:
+        for each in list(living):
+            each.close()
+        for each in list(living):
+            each.join()
+
+    def forsake() -> None:
+        for each in list(living):
+            each.forsake()
+        living.clear()
+
+    atexit.register(finish)
+    os.register_at_fork(after_in_child=forsake)
+    return living

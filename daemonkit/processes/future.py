@@ -1,0 +1,157 @@
+"""The future of a call in a pool: the standard library's, and what a process of its own makes possible beyond it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from typing import Any, NamedTuple, Protocol
+
+from daemonkit.errors import CallTimeout, UnpicklableError, WorkerLost
+from daemonkit.processes import pickled
+from daemonkit.processes.receipt import Receipt
+from daemonkit.processes.wire import Message
+
+
+class Limits(NamedTuple):
+    """What one call may use; None: as much as it wants."""
+
+    timeout: float | None = None  # seconds from its start in the child
+    max_rss: int | None = None  # bytes
+    cpu: float | None = None  # seconds
+    on_progress: Callable[[Any], object] | None = None
+    block: bool = True  # whether ``submit`` waits for room
+
+
+class Fate(enum.Enum):
+    """Why a call is being ended by us."""
+
+    KILLED = enum.auto()
+    TIMEOUT = enum.auto()
+
+
+class Killer(Protocol):
+    """Whoever runs calls can end one."""
+
+    def kill(self, call: Call) -> bool:
+        """End it; False if it is over."""
+        ...
+
+
+class Call(Future[Any]):
+    """One call.
+
+    ``cancel()`` is the standard library's: it takes back a call that has not been given to a child, and returns False
+    for one that has.  ``kill()`` ends that one, too.
+    """
+
+    def __init__(self, killer: Killer, name: str, limits: Limits, request: bytes) -> None:
+        """Use ``Pool.submit``."""
+        super().__init__()
+        self.name = name  # of the function
+        self.pid: int | None = None  # the child's, while it runs and afterwards
+        self.limits = limits
+        self.request = request  # the message that asks for it
+        self.is_given = False  # to a child
+        self.attempts = 0  # children that ended before they began it
+        self.fate: Fate | None = None
+        self.is_awaited = False  # somebody has asked for its outcome
+        self._killer = killer
+
+    def kill(self) -> bool:
+        """End the call: kill its child with all that descends from it, if there is one.
+
+        The future is cancelled then: ``result`` raises CancelledError.  False if the call is over already.
+        """
+        return self.cancel() or self._killer.kill(self)
+
+    def begin(self) -> bool:
+        """It is given to a child; False if it was cancelled before."""
+        if not self.is_given:
+            self.is_given = self.set_running_or_notify_cancel()
+        return self.is_given
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled or killed."""
+        return super().cancelled() or (self.done() and isinstance(self._outcome(), CancelledError))
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As the standard library's, for a result; WorkerLost if its child was lost, CallTimeout if its time was up."""
+        self.is_awaited = True
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As the standard library's."""
+        self.is_awaited = True
+        error = super().exception(timeout)
+        if isinstance(error, CancelledError):
+            raise error
+        return error
+
+    def _outcome(self) -> BaseException | None:
+        return None if super().cancelled() else super().exception()
+
+    def succeed(self, message: Message) -> None:
+        """Have the result that came in ``message``."""
+        self.request = b""
+        if self.done():
+            return
+        try:
+            result = pickled.loads(message.payload)
+        except BaseException as error:  # noqa: BLE001 - it is this future's to tell
+            self._refuse(f"result of {self.name} cannot be unpickled: {_words(error)}", error)
+            return
+        self.set_result(result)
+
+    def fail(self, message: Message) -> None:
+        """Have the exception that came in ``message``."""
+        self.request = b""
+        if self.done():
+            return
+        try:
+            itself, words, text = pickled.loads(message.payload)
+        except Exception as error:  # noqa: BLE001 - garbage
+            self._refuse(f"outcome of {self.name} cannot be read: {_words(error)}", error)
+            return
+        cause = pickled.RemoteTraceback(text)
+        try:
+            if itself is None:
+                raise TypeError("it was left behind")
+            made = pickled.loads(itself)
+            if not isinstance(made, BaseException):
+                raise TypeError(f"it became a {type(made).__name__}")
+        except BaseException as why:  # noqa: BLE001 - told below
+            self._refuse(f"{self.name} raised {words}; that cannot be unpickled here: {_words(why)}", cause)
+            return
+        made.__cause__ = cause
+        self.set_exception(made)
+
+    def lose(self, receipt: Receipt | None, why: str = "") -> None:
+        """Have no outcome: the child has ended."""
+        self.request = b""
+        if self.done():  # given up with the whole pool
+            return
+        if receipt is not None and receipt.pid:
+            self.pid = receipt.pid
+        if self.fate is Fate.KILLED:
+            self.set_exception(CancelledError())
+        elif self.fate is Fate.TIMEOUT:
+            text = f"call {self.name}: not done after {self.limits.timeout:g} s; {receipt or why}"
+            self.set_exception(CallTimeout(text, receipt, self.pid))
+        else:
+            told = f"{receipt}, before it gave its result" if receipt else why
+            self.set_exception(WorkerLost(f"call {self.name}: {told}", receipt, self.pid))
+
+    def report(self, message: Message) -> None:
+        """Hand on the progress that came in ``message``."""
+        if self.limits.on_progress is not None and not self.done():
+            self.limits.on_progress(pickled.loads(message.payload))
+
+    def _refuse(self, text: str, cause: BaseException) -> None:
+        error = UnpicklableError(text)
+        error.__cause__ = cause
+        self.set_exception(error)
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

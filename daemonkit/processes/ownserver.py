@@ -1,0 +1,63 @@
+"""A pool's own fork server, as the pool sees it: its process, its children, and what these have to do."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+from collections.abc import Callable
+from typing import Final
+
+from daemonkit.processes import child, pickled, poolserver
+from daemonkit.processes.children import Child, Children
+from daemonkit.processes.crew import Crew, FreshCrew, KeptCrew
+from daemonkit.processes.future import Call
+
+log = logging.getLogger("daemonkit.pool")
+
+_LEAVE_TIME: Final = 10.0  # seconds that the fork server has to end all under it
+
+
+class Server:
+    """A fork server in an interpreter of its own, and what its children have to do."""
+
+    def __init__(self, reuse: int | None, first: bytes, begun: Callable[[Call], None]) -> None:
+        self.pid, wire, self.results = poolserver.start()
+        self.children = Children(wire, _say_delay)
+        self.crew: Crew
+        if reuse == 1:
+            self.crew = FreshCrew(self.children, begun)
+        else:
+            self.crew = KeptCrew(self.children, begun, reuse, first)
+        self.poll = select.poll()
+        self.poll.register(self.results.fileno(), select.POLLIN)
+        self.learned: set[str] = set()
+
+    def watch(self) -> None:
+        """Have ``poll`` wait for what there is to wait for now."""
+        wire = self.children.wire
+        self.poll.register(wire.fileno(), select.POLLIN | (select.POLLOUT if wire.is_waiting else 0))
+
+    def learn(self, names: list[str]) -> None:
+        """Have modules that children need imported where they are forked."""
+        if fresh := [name for name in names if name not in self.learned]:
+            self.learned.update(fresh)
+            self.children.wire.send(poolserver.IMPORT, 0, pickled.dumps(fresh))
+
+    def close(self) -> None:
+        """End it, and all under it; reap it."""
+        self.crew.close()
+        self.children.wire.close()
+        with contextlib.suppress(ChildProcessError):
+            child.wait_for(self.pid, _LEAVE_TIME)
+        self.results.close()
+
+    def forsake(self) -> None:
+        """We are a fork of the process that it serves."""
+        self.crew.close()
+        self.children.wire.close()
+        self.results.close()
+
+
+def _say_delay(row: Child, error: OSError) -> None:
+    log.warning("fork a pool's child: %s; trying again until there is room", error)
