@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import subprocess
@@ -27,17 +28,20 @@ in one run, by turns, and the machine does other things, too.  ``make bench`` ta
 :Python: {python}
 :Packages: {packages}
 
-``python bench/hour.py`` lets a daemon tick for an hour; ``python bench/truth.py --rounds 20 --starts 200`` is the long
+``python bench/all.py --hour`` adds an hour of ticks; ``python bench/truth.py --rounds 20 --starts 200`` is the long
 form of the many starts at once.
 """
 
 
 def main() -> None:
     """Each script prints reStructuredText."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hour", action="store_true", help="let a daemon tick for an hour, too")
+    scripts = [*SCRIPTS, "hour.py"] if parser.parse_args().hour else SCRIPTS
     peers.require()
     as_a_user()
     sections = [HEAD.format(date=f"{datetime.now(UTC):%Y-%m-%d}", **machine())]
-    for script in SCRIPTS:
+    for script in scripts:
         print(f"{script} ...", file=sys.stderr, flush=True)
         done = subprocess.run([sys.executable, str(HERE / script)], stdout=subprocess.PIPE, text=True, check=True)
         title = script.removesuffix(".py").capitalize()

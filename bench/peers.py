@@ -135,8 +135,8 @@ def supervisor(box: Path, body: str = "") -> Peer:
     conf = box / "supervisord.conf"
     conf.write_text(_SUPERVISORD.format(box=box, python=PYTHON, script=script))
     command = [SUPERVISORCTL, "-c", str(conf)]
-    actions = ([*command, action, "beat"] for action in ("start", "status", "stop"))
-    return Peer("supervisorctl", *actions, box / "none.pid", mark)
+    start, status, stop = ([*command, action, "beat"] for action in ("start", "status", "stop"))
+    return Peer("supervisorctl", start, status, stop, box / "none.pid", mark)
 
 
 WITH_PID_FILE: tuple[Callable[..., Peer], ...] = (daemonkit, python_daemon, daemonocle)

@@ -118,7 +118,7 @@ def cost(pid: int) -> Cost:
     for task in os.listdir(f"/proc/{pid}/task"):
         for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
             below = cost(int(child))
-            total = Cost(*(mine + theirs for mine, theirs in zip(total, below, strict=True)))
+            total = Cost._make(mine + theirs for mine, theirs in zip(total, below, strict=True))
     return total
 
 

@@ -16,13 +16,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from daemonkit import ipc as ipc
     from daemonkit.api import Daemon, default
     from daemonkit.core.pidfile import PidFile
     from daemonkit.errors import AlreadyRunning, DaemonkitError, UsageError
+    from daemonkit.processes.background import Background as Background
+    from daemonkit.processes.background import background as background
+    from daemonkit.processes.call import progress as progress
+    from daemonkit.processes.pool import Pool as Pool
 
     every, after, cron, on, main = default.every, default.after, default.cron, default.on, default.main
+    worker, program = default.worker, default.program
 
 __version__ = "0.1.0"
+# Background, Pool, background, ipc and progress are not among them: `import *` would load what few scripts want.
 __all__ = [
     "AlreadyRunning",
     "Daemon",
@@ -35,23 +42,31 @@ __all__ = [
     "listen_fds",
     "main",
     "on",
+    "program",
     "settings",
+    "worker",
 ]
 
 _HOMES = {
+    "Background": "daemonkit.processes.background",
+    "background": "daemonkit.processes.background",
     "Daemon": "daemonkit.api",
     "PidFile": "daemonkit.core.pidfile",
+    "Pool": "daemonkit.processes.pool",
+    "progress": "daemonkit.processes.call",
     "AlreadyRunning": "daemonkit.errors",
     "DaemonkitError": "daemonkit.errors",
     "UsageError": "daemonkit.errors",
 }
-_METHODS = frozenset({"after", "cron", "every", "main", "on"})
+_METHODS = frozenset({"after", "cron", "every", "main", "on", "program", "worker"})
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for, when it is asked for: the command loads nothing of the rest."""
     if name in _METHODS:
         return getattr(import_module("daemonkit.api").default, name)
+    if name == "ipc":
+        return import_module("daemonkit.ipc")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'daemonkit' has no attribute {name!r}")

@@ -27,6 +27,7 @@ _CRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 Message = dict[str, Any]
 Answer = Callable[[Message], None]
 Request = Callable[[Message, "Client"], None]
+FileId = tuple[int, int]  # device and inode
 
 
 class Client:
@@ -97,9 +98,13 @@ class Client:
 class Server:
     """The daemon's end."""
 
-    def __init__(self, sock: socket.socket, loop: Loop, serve: Request) -> None:
-        """Serve the listening ``sock`` from ``loop``; ``serve(message, client)`` answers each request."""
+    def __init__(self, sock: socket.socket, loop: Loop, serve: Request, file: FileId | None = None) -> None:
+        """Serve the listening ``sock``, whose ``file`` this is, from ``loop``.
+
+        ``serve(message, client)`` answers each request.
+        """
         self.sock = sock
+        self.file = file
         self.serve = serve
         self._loop = loop
         self._allowed = {0, os.geteuid()}
@@ -115,6 +120,25 @@ class Server:
         self._add(client)
         client.is_waiting = True
         return client
+
+    def is_reached_at(self, path: str) -> bool:
+        """Whether ``path`` still names the socket that we listen at."""
+        return self.file is not None and self.file == file_at(path)
+
+    def listen_anew(self, path: str) -> None:
+        """Make another socket at ``path`` and listen there; whoever waits at the old one is let in first.
+
+        Raises:
+            OSError: it cannot be made there.
+        """
+        sock = listen(path)
+        for _ in range(MAX_CLIENTS):
+            self._accept(READ)
+        self._loop.unwatch(self.sock.fileno())
+        self.sock.close()
+        self.sock, self.file = sock, file_at(path)
+        sock.setblocking(False)
+        self._loop.watch(sock.fileno(), self._accept)
 
     def drop(self, client: Client) -> None:
         """Close a connection; the client is told nothing more."""
@@ -179,6 +203,15 @@ def listen(path: str) -> socket.socket:
         os.umask(umask)
     sock.listen(MAX_CLIENTS)
     return sock
+
+
+def file_at(path: str) -> FileId | None:
+    """Which file stands at ``path``; None for none."""
+    try:
+        there = os.lstat(path)
+    except OSError:
+        return None
+    return there.st_dev, there.st_ino
 
 
 def ask(path: str, message: Message, *, pid: int | None = None, timeout: float = 5.0) -> Message:

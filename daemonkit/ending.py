@@ -7,7 +7,7 @@ import os
 import signal
 from typing import Final
 
-from daemonkit import control
+from daemonkit import control, objects
 from daemonkit.config.options import Schedule
 from daemonkit.core.holder import Holder, find, settled
 from daemonkit.core.pidfile import PidFile, inspect
@@ -82,6 +82,7 @@ def sweep(pid_path: str, socket_path: str) -> bool:
         return False  # another daemon runs by now, or the files are not ours to remove
     with contextlib.suppress(OSError):
         os.unlink(socket_path)
+    objects.sweep(pid_path)
     pidfile.release()
     return True
 

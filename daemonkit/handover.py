@@ -9,13 +9,36 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn, TypedDict
 
 # Without garbage collections while modules and script are read: a tenth of that time, and there is no garbage yet.
 _BOOT = (
     "import gc, sys; gc.disable(); sys.path.append(sys.argv[1]);"
     " from daemonkit.master.image import main; main(int(sys.argv[2]))"
 )
+
+
+PID_FILE: Final = "DAEMONKIT_PID_FILE"  # in the environment of the image: whose it and its children are
+
+
+class JobState(TypedDict):
+    """Where a timer job stands."""
+
+    when: str
+    planned: int | None
+    paused: bool
+    record: list[Any]
+
+
+class Generation(TypedDict):
+    """What the old image of a re-exec leaves to the new one."""
+
+    jobs: dict[str, JobState]
+    caught: list[int]  # signals that wait in the kernel until the new code catches them
+    ready_at: float | None
+    control_fd: int
+    control_file: list[int] | None
+    waiting_fds: list[int]
 
 
 class Handover(NamedTuple):
@@ -38,7 +61,13 @@ class Handover(NamedTuple):
     lock_fd: int = -1
     status_fd: int = -1  # the launcher listens at its other end until "ready" or "failed"
     listen_fds: list[int] = []  # noqa: RUF012 - never changed; a tuple would come back from JSON as a list
-    generation: dict[str, Any] | None = None  # what the old image of a re-exec leaves to the new one
+    generation: Generation | None = None
+    server_fds: list[int] = []  # noqa: RUF012 - of a fork server's image: its wire, and where its children send notes
+
+    @property
+    def script(self) -> str:
+        """What is run, as it is named on a command line."""
+        return f"-m {self.target}" if self.is_module else self.target
 
     @property
     def pid_path(self) -> str:
@@ -52,9 +81,10 @@ class Handover(NamedTuple):
 
     def descriptors(self) -> list[int]:
         """The descriptors that go with it."""
-        generation = self.generation or {}
-        listed = [self.lock_fd, self.status_fd, *self.listen_fds, generation.get("control_fd", -1)]
-        return [fd for fd in [*listed, *generation.get("waiting_fds", ())] if fd >= 0]
+        listed = [self.lock_fd, self.status_fd, *self.listen_fds, *self.server_fds]
+        if self.generation:
+            listed += [self.generation["control_fd"], *self.generation["waiting_fds"]]
+        return [fd for fd in listed if fd >= 0]
 
     def store(self) -> int:
         """Write it into a new memfd and return that."""
@@ -91,7 +121,7 @@ class Handover(NamedTuple):
         fd = self.store() if keep is None else keep
         for number in [fd, *self.descriptors()]:
             os.set_inheritable(number, True)
-        os.execve(sys.executable, self.command(fd), environ)
+        os.execve(sys.executable, self.command(fd), {**environ, PID_FILE: self.pid_path})
 
 
 def _interpreter_options() -> list[str]:

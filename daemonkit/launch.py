@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from daemonkit.core import board, privileges, tree
 from daemonkit.core.holder import find, settled
-from daemonkit.core.pidfile import PidFile
+from daemonkit.core.pidfile import PidFile, inspect
 from daemonkit.ending import seek_lost, sweep
-from daemonkit.errors import AlreadyRunning, StartError
+from daemonkit.errors import AlreadyRunning, StartError, UsageError
 from daemonkit.handover import Handover
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def start(handover: Handover, options: Options) -> int:
         AlreadyRunning: with the PID of the one that runs.
         StartError: it ended, or stayed silent for ``ready_timeout``; the message is its own reason or traceback.
             Nothing is left of it.
+        UsageError: the same, because a declaration in the script cannot be meant.
     """
     privileges.resolve(options.user, options.group)  # a refusal now costs nothing
     lock_fd = _lock(handover).detach()
@@ -79,7 +80,7 @@ def run_in_front(handover: Handover, options: Options) -> NoReturn:
 
     reset_signals()
     if os.getpid() == 1:
-        _serve_as_init(pidfile)
+        pidfile = _serve_as_init(pidfile)
     os.umask(options.umask)
     if options.chdir:
         os.chdir(options.chdir)
@@ -93,6 +94,7 @@ def _lock(handover: Handover) -> PidFile:
     """Take the PID file, empty; a daemon that lost its own to somebody's rm is sought first."""
     seek_lost(handover.pid_path, handover.socket_path)
     pidfile = PidFile(handover.pid_path)
+    before = inspect(handover.pid_path)
     for last in (False, True):
         try:
             pidfile.acquire(0, write_pid=False)
@@ -100,6 +102,10 @@ def _lock(handover: Handover) -> PidFile:
         except AlreadyRunning as error:
             if last or not _outlasts_stopping(error.path):
                 raise AlreadyRunning(error.path, settled(error.path).pid) from None
+    if before.pid is not None and not before.locked:  # it crashed
+        from daemonkit import leftovers
+
+        leftovers.end(handover.name, handover.pid_path)
     return pidfile
 
 
@@ -112,13 +118,12 @@ def _outlasts_stopping(pid_path: str) -> bool:
         return seen is not None and seen.state == "stopping" and holder.wait(STOPPING_TIME)
 
 
-def _serve_as_init(pidfile: PidFile) -> None:
-    """Return in a child; the parent, PID 1, adopts and reaps orphans until that child ends."""
-    lock_fd = pidfile.detach()
+def _serve_as_init(pidfile: PidFile) -> PidFile:
+    """Return in a child, which holds the PID file; the parent, PID 1, reaps orphans until that child ends."""
+    path, lock_fd = pidfile.path, pidfile.detach()
     child = os.fork()
     if child == 0:
-        pidfile._keep(lock_fd)
-        return
+        return PidFile.adopt(path, lock_fd)
     os.close(lock_fd)
     from daemonkit.core.init import serve
 
@@ -192,7 +197,8 @@ class _Wait:
             self._pidfd = os.pidfd_open(message["pid"])
             self._poll.register(self._pidfd, select.POLLIN)
         if "failed" in message:
-            raise StartError(message["failed"])
+            wrong_use = message.get("code") == UsageError.exit_code
+            raise UsageError(message["failed"]) if wrong_use else StartError(message["failed"])
         return "ready" in message
 
     def _death(self) -> str:

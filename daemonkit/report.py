@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from daemonkit.core.duration import describe as duration
@@ -25,7 +25,7 @@ def describe(master: Master) -> dict[str, Any]:
         "state": "stopping" if master.is_stopping else "running" if master.ready_at else "starting",
         "pid": os.getpid(),
         "since": master.ready_at,
-        "script": f"-m {handover.target}" if handover.is_module else handover.target,
+        "script": handover.script,
         "memory": _memory(),
         "cpu": round(sum(os.times()[:2]), 2),
         "log": sink.path or ("journal" if sink.journal else "stderr"),
@@ -33,7 +33,7 @@ def describe(master: Master) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "config": master.configuration.config_path,
         "jobs": describe_jobs(master.script.jobs.values()),
-        "children": [],
+        "children": master.crew.describe() if master.crew else [],
     }
 
 
@@ -58,6 +58,7 @@ def _job(job: Job, offset: int) -> dict[str, Any]:
         "failures": record.failures,
         "missed": record.missed,
         "last_error": record.last_error,
+        "receipt": record.receipt,
     }
 
 
@@ -76,6 +77,8 @@ def as_text(status: Status, name: str) -> str:
         lines.append(f"  busy: {status['busy']}")
     if status.get("note"):
         lines.append(f"  {status['note']}")
+    if status.get("children"):
+        lines += ["", *children_as_text(status["children"])]
     if status.get("jobs"):
         lines += ["", *jobs_as_text(status["jobs"])]
     return "\n".join(lines)
@@ -93,11 +96,28 @@ def jobs_as_text(jobs: Iterable[Mapping[str, Any]]) -> list[str]:
         rows.append((job["name"], job["when"], last, upcoming, late, *counts))
         if job["last_error"]:
             errors.append(f"  {job['name']}: last error: {job['last_error']}")
+        if job["receipt"]:
+            errors.append(f"  {job['name']}: last process: {job['receipt']}")
+    return _table(rows) + errors
+
+
+def children_as_text(children: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A table of the processes under the master, then how the last of each ended that was replaced."""
+    rows = [("CHILD", "PID", "STATE", "SINCE", "RESTARTS")]
+    ends = []
+    for child in children:
+        since = _moment(child["since"]) if child["since"] else "-"
+        rows.append((child["name"], str(child["pid"] or "-"), child["state"], since, str(child["restarts"])))
+        if child["last"]:
+            ends.append(f"  {child['name']}: last end: {child['last']}")
+    return _table(rows) + ends
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = [
+    return [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-    return table + errors
 
 
 def _memory() -> int:

@@ -1,16 +1,19 @@
-"""What a script declares: timer jobs, signal handlers, life-cycle hooks, perhaps a main loop of its own."""
+"""What a script declares: timer jobs, signal handlers, life-cycle hooks, workers, perhaps a main loop of its own."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from daemonkit.core.duration import describe, positive_seconds, seconds
-from daemonkit.core.job import Job, Policy
+from daemonkit.core.job import Forking, Job, Policy
 from daemonkit.core.schedule import After, Cron, Every, Schedule
 from daemonkit.core.signals import RESERVED
 from daemonkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from daemonkit.processes.worker import Worker
 
 EVENTS: Final = ("start", "stop", "reload", "fork")
 OVERLAPS: Final = ("skip", "queue", "kill")
@@ -38,12 +41,19 @@ class Script:
         self.options: Mapping[str, Any] = options
         self.jobs: dict[str, Job] = {}
         self.handlers: dict[str | int, list[Callable[[], Any]]] = {}
+        self.workers: dict[str, Worker] = {}
         self.main_loop: Callable[[], Any] | None = None
+        self._forks = False
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing has been declared."""
-        return not (self.jobs or self.handlers or self.main_loop)
+        return not (self.jobs or self.handlers or self.workers or self.main_loop)
+
+    @property
+    def needs_children(self) -> bool:
+        """Whether anything that is declared runs in a process of its own."""
+        return self._forks or bool(self.workers)
 
     def every(
         self,
@@ -69,15 +79,18 @@ class Script:
             jitter: each run is delayed by a random time up to this; the grid stays.
             coalesce: merge ticks that were missed into one run; False makes up for each.
             misfire_grace_time: a run later than this is not done but counted as missed.
-            overlap: ticks that fall into the job's own run are skipped ("skip") or merged into one more
-                run right after it ("queue").
-            fork, timeout, max_instances, leader: not in this version; refused with a sentence.
+            overlap: ticks that fall into the job's own run are skipped ("skip"), merged into one more run right
+                after it ("queue"), or, with ``fork``, end the run that is under way ("kill").
+            fork: run it in a child of its own, so that a crash, hang or leak of it cannot touch the daemon.
+            timeout: with ``fork``: a run that takes longer is ended with all its descendants, TERM first.
+            max_instances: with ``fork``: so many runs may be under way at the same time.
+            leader: not in this version; refused with a sentence.
 
         Raises:
             UsageError: a value that cannot be meant, or a name that is taken.
         """
         what = f"@every({interval!r})"
-        _refuse_children(what, fork, timeout, overlap, max_instances, leader)
+        forking = self._forking(what, fork, timeout, overlap, max_instances, leader)
         length = _duration(interval, "@every")
         if length < SHORTEST:
             raise UsageError(f"{what}: the interval must be {SHORTEST} s or more")
@@ -85,7 +98,8 @@ class Script:
         policy = _policy(what, jitter, coalesce, misfire_grace_time, overlap)
         if policy.jitter >= length * SECOND:
             raise UsageError(f"{what}: jitter={jitter!r} must be shorter than the interval, or ticks would be lost")
-        return self._timer(what, name, Every(round(length * SECOND), start), policy, f"every {describe(length)}")
+        schedule = Every(round(length * SECOND), start)
+        return self._timer(what, name, schedule, policy, f"every {describe(length)}", forking)
 
     def after(self, delay: float | str, *, name: str | None = None) -> Callable[[Function], Function]:
         """Run the function once, ``delay`` after the daemon is ready (seconds, or text such as "5m").
@@ -120,10 +134,10 @@ class Script:
             UsageError: a value that cannot be meant, or a name that is taken.
         """
         what = f"@cron({expression!r})"
-        _refuse_children(what, fork, timeout, overlap, max_instances, leader)
+        forking = self._forking(what, fork, timeout, overlap, max_instances, leader)
         policy = _policy(what, jitter, coalesce, misfire_grace_time, overlap)
         zone = f" {tz}" if tz else ""
-        return self._timer(what, name, Cron(expression, tz), policy, f"cron {expression}{zone}")
+        return self._timer(what, name, Cron(expression, tz), policy, f"cron {expression}{zone}", forking)
 
     def on(self, event: str | int) -> Callable[[Function], Function]:
         """Call the function on a signal ("SIGUSR1") or a life-cycle event ("start", "stop", "reload", "fork").
@@ -144,8 +158,68 @@ class Script:
 
         return declare
 
+    def worker(
+        self, count: int | Callable[..., Any] = 1, name: str | None = None, **options: Any
+    ) -> Callable[[Function], Function]:
+        """Keep ``count`` processes of the function alive: ``def crunch(stop)`` or ``def crunch(stop, index)``.
+
+        The function is a loop that ends when ``stop.is_set()``; ``stop.wait(5)`` sleeps and wakes at once on a stop.
+        One that ends unasked is replaced at once, then with exponential backoff.
+
+        Args:
+            count: how many; ``daemonkit scale`` changes it.
+            name: the workers' name; default: the function's.
+            options: those of ``processes.declare.worker``.
+
+        Raises:
+            UsageError: a value that cannot be meant, or a name that is taken.
+        """
+        if callable(count):  # @worker without parentheses
+            return self.worker()(count)
+        from daemonkit.processes import declare
+
+        number = count
+
+        def declare_worker(function: Function) -> Function:
+            made = declare.worker(function, number, name, **options)
+            self._add_worker(made)
+            return function
+
+        return declare_worker
+
+    def program(self, name: str, argv: Sequence[str], count: int = 1, **options: Any) -> None:
+        """Keep ``count`` processes of the program ``argv`` alive, as a worker is; ``options`` are a worker's.
+
+        Raises:
+            UsageError: a value that cannot be meant, or a name that is taken.
+        """
+        from daemonkit.processes import declare
+
+        self._add_worker(declare.program(name, argv, count, **options))
+
+    def _add_worker(self, made: Worker) -> None:
+        if made.name in self.workers:
+            raise UsageError(f"@worker: there is a worker named {made.name!r} already; give this one a name=")
+        self.workers[made.name] = made
+
+    def _forking(
+        self, what: str, fork: bool, timeout: float | str | None, overlap: str, max_instances: int, leader: bool
+    ) -> Forking | None:
+        """What is asked of the job's own process; None for a job that has none."""
+        _check_children(what, fork, timeout, overlap, max_instances, leader)
+        if not fork:
+            return None
+        self._forks = True
+        return Forking(None if timeout is None else _duration(timeout, f"{what}, timeout"), max_instances)
+
     def _timer(
-        self, what: str, name: str | None, schedule: Schedule, policy: Policy, when: str
+        self,
+        what: str,
+        name: str | None,
+        schedule: Schedule,
+        policy: Policy,
+        when: str,
+        forking: Forking | None = None,
     ) -> Callable[[Function], Function]:
         def declare(function: Function) -> Function:
             _check_callable(what, function)
@@ -154,7 +228,9 @@ class Script:
                 raise UsageError(f"{what}: name={own!r} must be a text that can be printed")
             if own in self.jobs:
                 raise UsageError(f"{what}: there is a job named {own!r} already; give this one a name=")
-            self.jobs[own] = Job(own, function, schedule, policy, when)
+            self.jobs[own] = job = Job(own, function, schedule, policy, when)
+            if forking:
+                job.forking = forking
             return function
 
         return declare
@@ -195,18 +271,20 @@ def _check_callable(what: str, function: Any) -> None:
         raise UsageError(f"{what}: {name} wants {code.co_argcount - given} argument(s); it is called with none")
 
 
-def _refuse_children(what: str, fork: bool, timeout: object, overlap: str, max_instances: int, leader: bool) -> None:
+def _check_children(
+    what: str, fork: bool, timeout: float | str | None, overlap: str, max_instances: int, leader: bool
+) -> None:
     if overlap not in OVERLAPS:
         raise UsageError(f"{what}: overlap={overlap!r} is not one of {', '.join(OVERLAPS)}")
     if type(max_instances) is not int or max_instances < 1:
         raise UsageError(f"{what}: max_instances={max_instances!r} must be a whole number, 1 or more")
-    if not (fork or leader) and timeout is None and overlap != "kill" and max_instances == 1:
+    if leader:
+        raise UsageError(f"{what}: leader=True is not in this version; leave it out")
+    if fork or (timeout is None and overlap != "kill" and max_instances == 1):
         return
-    wanted = {"fork=True": fork, "timeout=": timeout is not None, 'overlap="kill"': overlap == "kill"}
-    wanted |= {"max_instances > 1": max_instances > 1, "leader=True": leader}
-    for option, is_set in wanted.items():
-        if is_set:
-            raise UsageError(f"{what}: {option} needs child processes, which this version does not have; leave it out")
+    wanted = {"timeout=": timeout is not None, 'overlap="kill"': overlap == "kill", "max_instances > 1": True}
+    option = next(option for option, is_set in wanted.items() if is_set)
+    raise UsageError(f"{what}: {option} is for a job with a process of its own; add fork=True")
 
 
 def _policy(what: str, jitter: float | str, coalesce: bool, grace: float | str | None, overlap: str) -> Policy:

@@ -42,14 +42,14 @@ SIGNALS: Final[Rows] = [
     ("HUP", "Reload: reopen the log, read the configuration, run the reload hooks."),
     ("USR1", "Reopen the log and write a status report into it."),
     ("USR2", "Execute the new code in place: same PID, lock never released, listening sockets kept."),
-    ("TTIN, TTOU", "One worker more, one less; this version has no workers, and only logs that."),
+    ("TTIN, TTOU", "One worker more, one less, of those that the script declares first."),
     ("ALRM, CHLD, IO", "daemonkit's own."),
 ]
 
 EXIT_CODES: Final[Rows] = [
-    ("0", "Done; also start of what runs already, and kill of what does not run."),
+    ("0", "Done; also start of a script that runs already, and kill of what does not run."),
     ("1", "Failed; the reason is on stderr."),
-    ("2", "Wrong use: an unknown option or wrong value, also in the configuration; for check, in a declaration, too."),
+    ("2", "Wrong use: an unknown option or wrong value, also in the configuration or in a declaration of the script."),
     ("4", "No permission: the daemon or its files belong to another user."),
     ("7", "The daemon that was to be asked does not run."),
 ]
@@ -64,6 +64,7 @@ STATUS_CODES: Final[Rows] = [
 DAEMON_CODES: Final[Rows] = [
     ("0", "It was stopped, and all went well."),
     ("1", "It was not started, code had to be interrupted to stop it, a stop hook failed, or the main loop raised."),
+    ("2", "It was not started: wrong use, as above."),
     ("N", "The script's own main loop, or its handler of a signal, called sys.exit(N)."),
 ]
 
@@ -78,6 +79,10 @@ FILES: Final[Rows] = [
         "of a clean end by a daemon that may not unlink here.",
     ),
     ("RUN_DIR/NAME.sock", "The control socket, mode 0600.  Only root and the daemon's user are heard."),
+    (
+        "RUN_DIR/NAME.ipc, RUN_DIR/_scripts.ipc",
+        "System V objects that the daemon, or scripts that are none, have made; there only as long as there are some.",
+    ),
     ("/var/log/daemonkit/NAME.log", "The log of root's daemons."),
     ("$XDG_STATE_HOME/daemonkit/NAME.log", "The log of other users' daemons (default ~/.local/state/daemonkit)."),
 ]

@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-packages="systemd-container shellcheck devscripts logrotate strace procps iproute2 util-linux tzdata groff-base man-db sudo faketime"
+packages="systemd-container shellcheck devscripts logrotate strace procps iproute2 util-linux tzdata groff-base man-db sudo faketime openssl redis-server postgresql php-cli gcc libc6-dev"
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     missing=$(for package in $packages; do dpkg -s "$package" >/dev/null 2>&1 || echo "$package"; done)
     if [ -n "$missing" ]; then
@@ -32,7 +32,7 @@ for version in 3.11 3.12 3.13; do
     [ -n "$python" ] || continue
     venv=.venv-$version
     if [ -z "$wheel" ]; then
-        sh tests/venv.sh "$python" "$venv" build ruff mypy pytest pytest-xdist hypothesis docutils
+        sh tests/venv.sh "$python" "$venv" build ruff mypy pytest pytest-xdist hypothesis docutils flask gunicorn pg8000 sysv-ipc
         rm -rf build dist
         "$venv/bin/python" -m build --outdir dist . >/dev/null
         wheel=$(ls dist/*.whl)
@@ -40,7 +40,7 @@ for version in 3.11 3.12 3.13; do
         "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check .
         "$venv/bin/mypy"
     else
-        sh tests/venv.sh "$python" "$venv" pytest pytest-xdist hypothesis docutils
+        sh tests/venv.sh "$python" "$venv" pytest pytest-xdist hypothesis docutils flask gunicorn pg8000 sysv-ipc
         "$venv/bin/pip" install -q --disable-pip-version-check --force-reinstall "$wheel"
     fi
     echo "== Python $version"

@@ -20,10 +20,10 @@ LAYERS = [
     ["cli"],
     ["master"],
     ["launch"],
-    ["inquiry", "ending", "report", "loader"],
+    ["inquiry", "ending", "report", "loader", "exec", "leftovers", "objects"],
     ["api"],
     ["script", "handover", "control", "service"],
-    ["config", "processes"],
+    ["config", "processes", "ipc"],
     ["core"],
     ["errors"],
 ]
@@ -33,8 +33,10 @@ UPWARD = {("api", "cli")}
 OPTIONAL = {
     "cronsim": "core/schedule.py",
     "daemon": "core/daemonize.py",
-    "setproctitle": ("master/image.py", "processes/child.py"),
+    "setproctitle": "core/title.py",
     "click": "cli/",
+    "cloudpickle": "processes/pickled.py",
+    "sysv_ipc": "ipc/library.py",
 }
 
 
@@ -108,9 +110,9 @@ def test_a_library_is_imported_in_its_one_place(library: str, home: str) -> None
 
 
 def test_every_public_name_can_be_had_and_is_listed() -> None:
-    for name in daemonkit.__all__:
+    for name in (*daemonkit.__all__, "Background", "Pool", "background", "ipc", "progress"):
         assert getattr(daemonkit, name) is not None
-    assert sorted(daemonkit.__all__, key=str.lower) == sorted(set(daemonkit.__all__), key=str.lower)
+    assert sorted(daemonkit.__all__) == sorted(set(daemonkit.__all__))
 
 
 def test_no_module_is_longer_than_400_lines() -> None:

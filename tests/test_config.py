@@ -225,9 +225,9 @@ def test_settings_are_the_scripts_own_and_survive_json(here: Path) -> None:
     assert json.loads(json.dumps(settings)) == settings
 
 
-def test_a_configuration_survives_the_way_to_another_process(here: Path) -> None:
-    found = read(here, "[daemon]\nuser = 'x'\n[settings]\na = 1", command_line={"stop_schedule": "INT/1m"})
-    assert Configuration.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+def test_a_stop_schedule_that_is_a_list_is_refused_by_its_place(here: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[daemon\] stop_schedule"):
+        read(here, "[daemon]\nstop_schedule = ['TERM', 30]")
 
 
 def test_loading_again_with_the_parsed_values_changes_nothing(here: Path) -> None:

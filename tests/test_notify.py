@@ -45,11 +45,9 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
 MESSAGES: dict[str, tuple[Callable[[Notifier], bool], list[str]]] = {
     "ready": (lambda n: n.ready(), ["READY=1"]),
     "ready with all": (lambda n: n.ready("3 jobs", 42), ["READY=1", "STATUS=3 jobs", "MAINPID=42"]),
-    "status": (lambda n: n.status("all well"), ["STATUS=all well"]),
     "stopping": (lambda n: n.stopping(), ["STOPPING=1"]),
     "watchdog": (lambda n: n.watchdog(), ["WATCHDOG=1"]),
     "extend": (lambda n: n.extend_timeout(2.5), ["EXTEND_TIMEOUT_USEC=2500000"]),
-    "main pid": (lambda n: n.main_pid(7), ["MAINPID=7"]),
     "any": (lambda n: n.send("ERRNO=2", "X_MINE=1"), ["ERRNO=2", "X_MINE=1"]),
 }
 
@@ -73,8 +71,8 @@ def test_reloading_carries_the_monotonic_time_of_the_call(manager: Manager) -> N
 
 
 def test_a_status_cannot_smuggle_in_another_assignment(manager: Manager) -> None:
-    manager.notifier().status("done\nMAINPID=1")
-    assert manager.told() == ["STATUS=done MAINPID=1"]
+    manager.notifier().ready("done\nMAINPID=1")
+    assert manager.told() == ["READY=1", "STATUS=done MAINPID=1"]
 
 
 def test_without_a_manager_every_call_does_nothing() -> None:

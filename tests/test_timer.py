@@ -62,7 +62,7 @@ def test_due_times_lie_on_one_grid_however_late_the_runs_are(rig: Rig) -> None:
     rig.timer.begin([beat])
     origin = beat.planned
     assert origin is not None
-    rig.run_until(lambda: len(planned) == 20)
+    rig.run_until(lambda: len(planned) >= 20)
     assert all((due - origin) % (20 * MS) == 0 for due in planned if due is not None)
     assert beat.record.runs + beat.record.missed >= 20
 
@@ -71,7 +71,7 @@ def test_a_job_longer_than_its_interval_is_not_stacked_and_others_go_on(rig: Rig
     quick = job("quick", lambda: None, 10)
     slow = job("slow", lambda: select.select([], [], [], 0.035), 10)
     rig.timer.begin([slow, quick])
-    rig.run_until(lambda: slow.record.runs == 5)
+    rig.run_until(lambda: slow.record.runs >= 5)
     assert slow.record.missed >= 5 * 2
     assert quick.record.runs >= 4
 
@@ -86,7 +86,7 @@ def test_overlap_queue_makes_one_run_up_for_all_ticks_of_a_long_run(rig: Rig) ->
 
     queued = job("queued", slow, 20, overlap="queue")
     rig.timer.begin([queued])
-    rig.run_until(lambda: len(starts) == 2)
+    rig.run_until(lambda: len(starts) >= 2)
     assert starts[1] - starts[0] < 60 * MS
     assert queued.record.missed == 1
 
@@ -102,7 +102,7 @@ def test_without_coalescing_every_missed_tick_is_made_up(rig: Rig) -> None:
 
     each = job("each", slow, 10, coalesce=False)
     rig.timer.begin([each])
-    rig.run_until(lambda: runs == 8)
+    rig.run_until(lambda: runs >= 8)
     assert each.record.missed == 0
 
 
@@ -110,7 +110,7 @@ def test_a_run_later_than_its_misfire_grace_time_is_counted_not_done(rig: Rig) -
     strict = job("strict", lambda: None, 10, misfire_grace_time=5 * MS)
     blocker = Job("blocker", lambda: select.select([], [], [], 0.1), After(9 * MS), Policy())
     rig.timer.begin([strict, blocker])
-    rig.run_until(lambda: strict.record.runs == 2)
+    rig.run_until(lambda: strict.record.runs >= 2)
     assert strict.record.missed >= 8
 
 
@@ -146,7 +146,7 @@ def test_more_due_jobs_than_a_batch_are_done_in_several(rig: Rig) -> None:
     rig.timer.begin(jobs)
     assert rig.timer.run_due()
     assert sum(each.record.runs for each in jobs) == BATCH
-    rig.run_until(lambda: all(each.record.runs == 1 for each in jobs))
+    rig.run_until(lambda: all(each.record.runs >= 1 for each in jobs))
 
 
 def test_a_paused_job_rests_and_comes_back_to_its_grid(rig: Rig) -> None:
@@ -155,19 +155,19 @@ def test_a_paused_job_rests_and_comes_back_to_its_grid(rig: Rig) -> None:
     origin = resting.planned
     assert origin is not None
     rig.timer.pause(resting)
-    rig.run_until(lambda: beat.record.runs == 5)
+    rig.run_until(lambda: beat.record.runs >= 5)
     assert resting.record.runs == 0
     rig.timer.resume(resting)
     assert resting.planned is not None
     assert (resting.planned - origin) % (5 * MS) == 0
-    rig.run_until(lambda: resting.record.runs == 1)
+    rig.run_until(lambda: resting.record.runs >= 1)
     assert resting.record.missed == 0
 
 
 def test_nothing_is_armed_when_nothing_is_due(rig: Rig) -> None:
     once = Job("once", lambda: None, After(MS), Policy())
     rig.timer.begin([once])
-    rig.run_until(lambda: once.record.runs == 1)
+    rig.run_until(lambda: once.record.runs >= 1)
     assert not rig.timer.run_due()
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
@@ -178,7 +178,7 @@ def test_a_job_that_takes_the_alarms_handler_is_named_and_the_others_go_on(
     rude = job("rude", lambda: signal.signal(signal.SIGALRM, signal.SIG_IGN), 10)
     beat = job("beat", lambda: None, 10)
     rig.timer.begin([rude, beat])
-    rig.run_until(lambda: beat.record.runs == 5)
+    rig.run_until(lambda: beat.record.runs >= 5)
     assert "job rude" in caplog.text
     assert "SIGALRM" in caplog.text
     assert "timerfd" in caplog.text
@@ -190,7 +190,7 @@ def test_a_job_that_sets_the_alarm_for_itself_gets_it_and_the_timer_goes_on(
     rude = Job("rude", lambda: signal.alarm(3600), After(MS), Policy())
     beat = job("beat", lambda: None, 10)
     rig.timer.begin([rude, beat])
-    rig.run_until(lambda: beat.record.runs == 5)
+    rig.run_until(lambda: beat.record.runs >= 5)
     assert "set the alarm" in caplog.text
     assert signal.getitimer(signal.ITIMER_REAL)[0] > 3000
 
@@ -198,7 +198,7 @@ def test_a_job_that_sets_the_alarm_for_itself_gets_it_and_the_timer_goes_on(
 def test_a_handler_that_a_job_replaces_is_put_back_and_said(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     rude = job("rude", lambda: signal.signal(signal.SIGUSR1, signal.SIG_DFL), 5)
     rig.timer.begin([rude])
-    rig.run_until(lambda: rude.record.runs == 1)
+    rig.run_until(lambda: rude.record.runs >= 1)
     os.kill(os.getpid(), signal.SIGUSR1)
     assert signal.SIGUSR1 in rig.signals.pending
     assert "job rude has set" in caplog.text
@@ -222,7 +222,7 @@ def test_the_board_names_the_job_while_it_runs(rig: Rig) -> None:
     seen = []
     beat = job("beat", lambda: seen.append(read(os.getpid())), 5)
     rig.timer.begin([beat])
-    rig.run_until(lambda: beat.record.runs == 1)
+    rig.run_until(lambda: beat.record.runs >= 1)
     assert seen[0] is not None
     assert seen[0].name == "beat"
     now = read(os.getpid())

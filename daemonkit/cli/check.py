@@ -56,6 +56,8 @@ def _summary(script: Script) -> str:
     jobs = ", ".join(f"{job.name} ({job.when})" for job in list(script.jobs.values())[:10])
     more = f" and {len(script.jobs) - 10} more" if len(script.jobs) > 10 else ""
     events = ", ".join(signal.Signals(key).name if isinstance(key, int) else key for key in script.handlers)
-    parts = [f"jobs {jobs}{more}" if jobs else "", f"handlers for {events}" if events else ""]
+    workers = ", ".join(f"{worker.name} ({worker.processes})" for worker in script.workers.values())
+    parts = [f"jobs {jobs}{more}" if jobs else "", f"workers {workers}" if workers else ""]
+    parts.append(f"handlers for {events}" if events else "")
     parts.append("a main loop of its own" if script.main_loop else "")
     return "; ".join(filter(None, parts))

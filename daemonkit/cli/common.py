@@ -13,7 +13,7 @@ import click
 from daemonkit import config
 from daemonkit.config import options
 from daemonkit.core.pidfile import State, inspect
-from daemonkit.errors import NotRunning, UsageError
+from daemonkit.errors import NotRunning, ScriptError, UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -117,12 +117,18 @@ def configuration_options(*only: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def target_argument(function: Command) -> Command:
-    """Add SCRIPT (or -m MODULE) and the script's own arguments."""
-    function = click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="SCRIPT [ARG]...")(function)
-    return click.option("-m", "module", metavar="MODULE", help="Load a module as the script, as python -m does.")(
-        function
-    )
+def target_argument(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add SCRIPT (or -m MODULE, or --exec and a program) and the script's own arguments."""
+
+    @wraps(function)
+    def resolved(*args: Any, **values: Any) -> Any:
+        if values.pop("is_program"):
+            values |= _program(values)
+        return function(*args, **values)
+
+    made = click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="SCRIPT [ARG]...")(resolved)
+    made = click.option("--exec", "is_program", is_flag=True, help="Keep a program alive, in place of a script.")(made)
+    return click.option("-m", "module", metavar="MODULE", help="Load a module as the script, as python -m does.")(made)
 
 
 def name_argument(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,6 +164,27 @@ def name_options(function: Command) -> Command:
     function = click.argument("name", required=False, shell_complete=_complete_names)(function)
     function = click.option("-m", "module", metavar="MODULE", help="The daemon that runs this module.")(function)
     return configuration_options("run_dir")(function)
+
+
+def _program(values: dict[str, Any]) -> dict[str, Any]:
+    """What --exec makes of the rest of the command line: a module of ours that runs the program."""
+    from shutil import which
+
+    if values["module"] is not None:
+        raise click.UsageError("--exec and -m exclude each other.")
+    if not values["args"]:
+        raise click.UsageError("Missing PROGRAM after --exec --.")
+    program, *rest = values["args"]
+    path = which(program)
+    if path is None:
+        raise ScriptError(f"{program}: no such program, or one that may not be executed")
+    path = os.path.abspath(path)
+    if os.geteuid() == 0:
+        from daemonkit.config.trust import check_trusted
+
+        check_trusted(path)
+    name = values.get("name") or os.environ.get("DAEMONKIT_NAME") or options.name_of(path)
+    return {"module": "daemonkit.exec", "args": (path, *rest), "name": name}
 
 
 def target_of(ctx: click.Context, module: str | None, args: tuple[str, ...]) -> tuple[str, list[str]]:

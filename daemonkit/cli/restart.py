@@ -9,7 +9,8 @@ import click
 
 from daemonkit import ending
 from daemonkit.cli import starting
-from daemonkit.cli.common import TIMEOUT, Place, Preset, configuration_options, place_of, target_argument
+from daemonkit.cli.common import TIMEOUT, Preset, configuration_options, place_of, target_argument
+from daemonkit.core.holder import foreign_uid
 from daemonkit.errors import AlreadyRunning, ControlError, DaemonkitError, NotRunning, UsageError
 from daemonkit.handover import Handover
 
@@ -55,31 +56,18 @@ def command(
     try:
         pid = launch.start(handover, chosen)
     except AlreadyRunning as error:
-        starting.say_running(handover.name, error.pid)
+        starting.say_running(handover, error.pid)
         return
     click.echo(f"{handover.name} is running, pid {pid}")
-
-
-def _check_credible(place: Place) -> None:
-    """Refuse to be told by another user what to start: whoever takes over a daemon without privileges gets no more."""
-    pid = place.pid()
-    try:
-        with open(f"/proc/{pid}/status") as file:
-            uids = next(line.split()[1:] for line in file if line.startswith("Uid:"))
-    except OSError:
-        raise NotRunning(f"{place.name} has just ended") from None
-    # All four: the effective one alone could be had for a moment, by executing a set-user-ID program.
-    if foreign := {*map(int, uids)} - {0, os.geteuid()}:
-        raise ControlError(
-            f"restart {place.name}: it runs as uid {foreign.pop()}, whose word on what to start is not taken"
-        )
 
 
 def _as_before(ctx: click.Context, name: str, run_dir: str | None, config_path: str | None) -> tuple[Handover, Any]:
     """How the running daemon was started."""
     place = place_of(ctx, name, None, run_dir, config_path)
     try:
-        _check_credible(place)
+        # Who takes over a daemon without privileges gets no more by telling us what to start.
+        if uid := foreign_uid(place.pid()):
+            raise ControlError(f"restart {name}: it runs as uid {uid}, whose word on what to start is not taken")
         launched = place.ask("launch")
     except NotRunning as error:
         raise NotRunning(f"{error}; to start it, name its script") from None

@@ -23,7 +23,8 @@ def command(
     """Become a daemon; return when it is ready.
 
     If it does not become ready, its own words or traceback are shown, the exit code is 1, and nothing is left
-    of it.  If it runs already, that is said, and is a success.  Under systemd or as PID 1 it stays in front.
+    of it.  If it runs already, that is said, and is a success; if it is another script, a failure.  Under systemd or
+    as PID 1 it stays in front.
 
     \b
       daemonkit start heartbeat.py
@@ -39,6 +40,6 @@ def command(
             launch.run_in_front(handover._replace(detached=False, why_in_front=reason), chosen)
         pid = launch.start(handover, chosen)
     except AlreadyRunning as error:
-        starting.say_running(handover.name, error.pid)
+        starting.say_running(handover, error.pid)
         return
     click.echo(f"{handover.name} is running, pid {pid}")

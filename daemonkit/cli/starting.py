@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +11,8 @@ import click
 from daemonkit import config, loader
 from daemonkit.cli.common import Preset, target_of, working_directory
 from daemonkit.config import options, trust
+from daemonkit.core import board
+from daemonkit.errors import StartError
 from daemonkit.handover import Handover
 
 
@@ -99,6 +100,22 @@ def _make_module_path_absolute(cwd: str) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(os.path.join(cwd, part) for part in path.split(os.pathsep))
 
 
-def say_running(name: str, pid: int | None) -> None:
-    """The answer to a start of what runs already: success, as LSB has it."""
-    click.echo(f"{name} is already running, pid {pid}" if pid else f"{name} is already starting", file=sys.stdout)
+def say_running(handover: Handover, pid: int | None) -> None:
+    """The answer to a start of what runs already: success, as LSB has it.
+
+    Raises:
+        StartError: it is another script that runs under this name.
+    """
+    name, running = handover.name, board.facts(pid).get("script") if pid else None
+    if running is not None and not _is_same(running, handover):
+        raise StartError(
+            f"start {handover.script}: {name} is already running, pid {pid}, and it is {running}; "
+            "give this one a name of its own with --name"
+        )
+    click.echo(f"{name} is already running, pid {pid}" if pid else f"{name} is already starting")
+
+
+def _is_same(running: str, handover: Handover) -> bool:
+    if handover.is_module or running.startswith("-m "):
+        return running == handover.script
+    return os.path.realpath(running) == os.path.realpath(handover.target)

@@ -28,17 +28,6 @@ class Configuration(NamedTuple):
     config_path: str | None
     settings: dict[str, Any]  # [settings] and [settings.NAME]; dates and times as ISO 8601 text
 
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as JSON can carry it to another process image."""
-        return {**self._asdict(), "options": self.options._values}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Configuration:
-        """Undo ``as_dict``, through JSON or not; UsageError if the data are not that."""
-        given = data["options"]
-        values = {o.key: None if given[o.key] is None else o.kind.parse(given[o.key], o.key) for o in OPTIONS}
-        return cls(Options(values), dict(data["sources"]), data["config_path"], dict(data["settings"]))
-
 
 def load(
     name: str | None,

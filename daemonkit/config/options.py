@@ -60,8 +60,8 @@ def name_of(script: str) -> str:
 
 def parse_stop_schedule(value: object, what: str = "stop_schedule") -> Schedule:
     """``"TERM/30/KILL/5"`` as pairs of signal number and seconds to wait after it; UsageError if it is not that."""
-    if isinstance(value, list | tuple):  # parsed before
-        return tuple((int(number), float(wait)) for number, wait in value)
+    if isinstance(value, tuple):  # parsed before
+        return value
     parts = _text(value, what).split("/")
     if len(parts) % 2:
         _refuse(what, value, 'not pairs of signal and seconds, as in "TERM/30/KILL/5"')
@@ -71,6 +71,11 @@ def parse_stop_schedule(value: object, what: str = "stop_schedule") -> Schedule:
             _refuse(what, value, "nothing can follow KILL")
         steps.append((_stop_signal(name, value, what), positive_seconds(wait, what=f"{what}, after {name},")))
     return tuple(steps)
+
+
+def stop_schedule_as_text(schedule: Schedule) -> str:
+    """``schedule`` as it is written on a command line."""
+    return "/".join(f"{signal.Signals(number).name[3:]}/{wait:g}" for number, wait in schedule)
 
 
 def _stop_signal(name: str, value: object, what: str) -> int:

@@ -11,27 +11,31 @@ import gc
 import json
 import logging
 import os
+import signal
 import socket
 import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
-from setproctitle import setproctitle
-
-from daemonkit import config, control
+from daemonkit import config, control, objects
 from daemonkit.api import default
 from daemonkit.config.options import OPTIONS
 from daemonkit.config.trust import check_trusted
 from daemonkit.core import privileges
 from daemonkit.core.board import Board
-from daemonkit.core.logs import Handler, Sink, Stream, flush_streams, is_journal
+from daemonkit.core.logs import Sink, flush_streams
 from daemonkit.core.loop import Loop
 from daemonkit.core.pidfile import PidFile
 from daemonkit.core.signals import Signals
 from daemonkit.core.stop import Stop, StopNow
 from daemonkit.core.timer import Timer
-from daemonkit.errors import DaemonkitError, StartError
-from daemonkit.handover import Handover
+from daemonkit.core.title import take_title
+from daemonkit.errors import DaemonkitError, StartError, UsageError
+from daemonkit.handover import Generation, Handover
 from daemonkit.loader import Loader, add_working_directory
 from daemonkit.master import requests
+from daemonkit.master.keeper import Keeper
+from daemonkit.master.log import open_log
 from daemonkit.master.master import DEFAULT_SIGNALS, Master
 from daemonkit.master.parts import Parts
 from daemonkit.master.upgrade import GOOD
@@ -46,10 +50,12 @@ def main(fd: int) -> None:
     handover = Handover.load(fd)
     if handover.check_only:
         leave(_check(handover))
+    if handover.server_fds:
+        _serve_forks(handover)
     leave(_Image(handover).run())
 
 
-def leave(code: int) -> None:
+def leave(code: int) -> NoReturn:
     """End the process now: exit functions are run, threads that the script left behind are not waited for."""
     flush_streams()
     atexit._run_exitfuncs()
@@ -60,24 +66,24 @@ class _Image:
     """One life of the program."""
 
     def __init__(self, handover: Handover) -> None:
-        os.environ["SPT_NOENV"] = "1"  # the title has room in the arguments; /proc/PID/environ is for the operator
-        setproctitle(f"{handover.name}: master")
-        del os.environ["SPT_NOENV"]
+        take_title(f"{handover.name}: master")
         self._handover = handover
         self._pidfile = PidFile.adopt(handover.pid_path, handover.lock_fd)
         self._status_fd = handover.status_fd
         if self._status_fd >= 0:
             os.set_inheritable(self._status_fd, False)
         self._board = Board()
+        self._board.tell(script=handover.script)
         self._server: control.Server | None = None
+        self._socket_file: control.FileId | None = None
         self._sink: Sink | None = None
 
     def run(self) -> int:
         """Start, serve, clean up; return the exit code."""
         try:
             signals = Signals(Stop(graceful_timeout=20.0, last_resort=self._last_resort))
-            caught = (self._handover.generation or {}).get("caught", ())
-            loop = Loop(signals.install(DEFAULT_SIGNALS, held=caught))
+            generation = self._handover.generation
+            loop = Loop(signals.install(DEFAULT_SIGNALS, held=generation["caught"] if generation else ()))
             with contextlib.suppress(OSError):
                 self._pidfile.write_pid()
             master = self._start(signals, loop)
@@ -85,6 +91,9 @@ class _Image:
         except StopNow:
             late = signals.stop.signal is None
             self._fail("was not ready within ready_timeout" if late else "stopped by a signal before it was ready")
+        except UsageError as error:  # a declaration that cannot be meant
+            self._fail(str(error), error.exit_code)
+            return error.exit_code
         except (DaemonkitError, OSError) as error:
             self._fail(str(error))
         except BaseException as error:  # a mistake of ours: told with all there is to tell
@@ -101,6 +110,8 @@ class _Image:
         self._handover = handover = handover._replace(listen_fds=default.listen_fds)
         configuration = _configuration(handover, handover.script_options)
         sink, sock = self._open_files(configuration)
+        if handover.generation is None:
+            objects.remove_left(handover.pid_path)
         notifier.extend_timeout(configuration.options.ready_timeout)
         board = self._board
         timer = Timer(signals, board)
@@ -110,7 +121,11 @@ class _Image:
         configuration = _with_script(handover, script, configuration)
         parts = Parts(handover, configuration, self._pidfile, sink, signals, loop, board, timer, notifier)
         master = Master(parts, script, default)
-        self._server = control.Server(sock, loop, lambda message, client: requests.serve(master, message, client))
+        if script.needs_children:
+            master.hire(lambda: self._give_back(parts, sock))
+        self._server = control.Server(
+            sock, loop, lambda message, client: requests.serve(master, message, client), self._socket_file
+        )
         master.upgrade.server = self._server
         if error := master.start():
             master.wind_up()
@@ -119,6 +134,15 @@ class _Image:
         signals.stop.clear_deadline()
         self._ready(master)
         return master
+
+    def _give_back(self, parts: Parts, sock: socket.socket) -> None:
+        """In the fork server: what is the master's alone (the PID file has gone at the fork)."""
+        if self._status_fd >= 0:
+            os.close(self._status_fd)
+        sock.close()
+        parts.board.close()
+        parts.loop.close()
+        parts.signals.close()
 
     def _open_files(self, configuration: config.Configuration) -> tuple[Sink, socket.socket]:
         """Open log and socket and become ``user``; what root opens stands where nobody else can put links."""
@@ -132,21 +156,15 @@ class _Image:
             sink.chown(owner.uid, owner.gid)
         if sock and handover.generation is None:
             os.chown(handover.socket_path, owner.uid, owner.gid, follow_symlinks=False)
+            objects.make_registry_for(handover.pid_path, owner.uid, owner.gid)
         privileges.drop(owner)
         return sink or self._open_log(configuration), sock or self._listen()
 
     def _open_log(self, configuration: config.Configuration) -> Sink:
-        """Open the log and put it under logging, stdout and stderr."""
-        handover, journal = self._handover, not self._handover.detached and is_journal(2)
-        explicit = configuration.sources.get("log", "default") != "default"
-        path = configuration.options.log if handover.detached or explicit else None
-        if path:
-            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        self._sink = sink = Sink(handover.name, path, journal)
+        """Open the log; until we are ready the starting terminal sees what goes there."""
+        handover = self._handover
+        self._sink = sink = open_log(handover, configuration)
         sink.echo = handover.detached and handover.generation is None
-        logging.basicConfig(level=configuration.options.log_level, handlers=[Handler(sink)])
-        logging.captureWarnings(True)
-        sys.stdout, sys.stderr = Stream(sink, logging.INFO, 1), Stream(sink, logging.WARNING, 2)
         if handover.why_in_front:
             log.info("staying in front: %s", handover.why_in_front)
         return sink
@@ -155,8 +173,12 @@ class _Image:
         generation = self._handover.generation
         if generation and generation["control_fd"] >= 0:
             os.set_inheritable(generation["control_fd"], False)
+            if file := generation["control_file"]:
+                self._socket_file = file[0], file[1]
             return socket.socket(fileno=generation["control_fd"])
-        return control.listen(self._handover.socket_path)
+        sock = control.listen(self._handover.socket_path)
+        self._socket_file = control.file_at(self._handover.socket_path)
+        return sock
 
     def _ready(self, master: Master) -> None:
         """Tell whoever waits; from here on the log is all there is."""
@@ -172,19 +194,21 @@ class _Image:
         jobs = len(master.script.jobs)
         parts.notifier.ready(f"{jobs} timer job{'' if jobs == 1 else 's'}", main_pid=os.getpid())
         self._tell({"ready": True})
+        if self._server:
+            Keeper(parts.pidfile, self._server, handover.socket_path, parts.loop).begin()
 
-    def _fail(self, why: str) -> None:
-        """Tell whoever waits why there will be no daemon."""
+    def _fail(self, why: str, code: int = 1) -> None:
+        """Tell whoever waits why there will be no daemon, and with what code the command is to exit."""
         if self._sink is not None:
             self._sink.echo = False
             self._sink.write(logging.ERROR, f"not started: {why}")
         if self._status_fd < 0 and (self._sink is None or self._sink.path):
             with contextlib.suppress(OSError):
                 os.write(2, f"{why}\n".encode(errors="backslashreplace"))
-        for fd in (self._handover.generation or {}).get("waiting_fds", ()):
+        for fd in self._handover.generation["waiting_fds"] if self._handover.generation else ():
             with contextlib.suppress(OSError):
                 os.write(fd, json.dumps({"ok": False, "error": why}).encode() + b"\n")
-        self._tell({"failed": why})
+        self._tell({"failed": why, "code": code})
 
     def _tell(self, message: dict[str, object]) -> None:
         fd, self._status_fd = self._status_fd, -1
@@ -194,12 +218,15 @@ class _Image:
             os.close(fd)
 
     def _clean_up(self) -> None:
-        """Leave nothing in the run directory."""
-        if self._server is not None:
-            self._server.close()
-        if self._pidfile.i_am_locking():
+        """Leave nothing of ours in the run directory."""
+        path, server = self._handover.socket_path, self._server
+        if server is not None:
+            server.close()
+        if self._pidfile.is_intact() or (server is not None and server.is_reached_at(path)):
             with contextlib.suppress(OSError):
-                os.unlink(self._handover.socket_path)
+                os.unlink(path)
+        if self._pidfile.i_am_locking():
+            objects.remove_own(self._handover.pid_path)
             self._pidfile.release()
 
     def _last_resort(self) -> None:
@@ -240,12 +267,12 @@ def _load(handover: Handover, signals: Signals, board: Board) -> Script:
         board.leave()
 
 
-def _configuration(handover: Handover, script: object) -> config.Configuration:
+def _configuration(handover: Handover, script: Mapping[str, Any]) -> config.Configuration:
     return config.load(
         handover.name,
         command_line=handover.command_line,
         environ=handover.environ,
-        script=script,  # type: ignore[arg-type]
+        script=script,
         config_path=handover.config_path,
         cwd=handover.cwd,
         uid=handover.uid,
@@ -270,10 +297,10 @@ def _with_script(handover: Handover, script: Script, so_far: config.Configuratio
     return loaded
 
 
-def _take_over(master: Master, generation: dict[str, object]) -> None:
+def _take_over(master: Master, generation: Generation) -> None:
     """Put the jobs that are still declared the same back on their grids, with their counts."""
-    master.ready_at = generation["ready_at"]  # type: ignore[assignment]
-    for name, old in generation["jobs"].items():  # type: ignore[attr-defined]
+    master.ready_at = generation["ready_at"]
+    for name, old in generation["jobs"].items():
         job = master.script.jobs.get(name)
         if job is None:
             continue
@@ -286,8 +313,6 @@ def _take_over(master: Master, generation: dict[str, object]) -> None:
 
 def _check(handover: Handover) -> int:
     """Only load the script; say on stderr why not.  Without the daemon that wants to know there is nobody to tell."""
-    import signal
-
     from daemonkit.core import prctl
 
     prctl.die_with_parent(signal.SIGKILL)
@@ -302,3 +327,28 @@ def _check(handover: Handover) -> int:
         return 1
     os.write(handover.status_fd, GOOD)
     return 0
+
+
+def _serve_forks(handover: Handover) -> NoReturn:
+    """Be a fork server that has loaded the script; if it cannot be loaded, tell the master why."""
+    from daemonkit.core import prctl
+    from daemonkit.master import server
+    from daemonkit.processes.worker import Note
+
+    prctl.die_with_parent(signal.SIGTERM)
+    take_title(f"{handover.name}: fork server")
+    notes = server.take_notes(handover)
+    default.listen_fds = handover.listen_fds
+    try:
+        configuration = _configuration(handover, handover.script_options)
+        sink = open_log(handover, configuration)
+        default.loading = Loader(default)
+        if handover.is_module:
+            add_working_directory(handover.cwd)
+        script = default.loading.load(handover.target, handover.is_module, handover.args)
+        default.settings = _with_script(handover, script, configuration).settings
+    except Exception as error:  # noqa: BLE001 - whatever it is, the master is told
+        notes.send(Note.FAILED, 0, str(error).encode()[: server.FAILURE])
+        leave(1)
+    default.loading = None
+    server.serve(handover, script, sink, notes)

@@ -7,11 +7,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from daemonkit import config, report
 from daemonkit.api import Daemon
-from daemonkit.config.options import OPTIONS
+from daemonkit.config.options import OPTIONS, stop_schedule_as_text
 from daemonkit.core import timerfd
 from daemonkit.core.job import Job, Policy
 from daemonkit.core.schedule import Cron, Every
@@ -21,6 +21,10 @@ from daemonkit.errors import DaemonkitError, told
 from daemonkit.master.parts import Parts
 from daemonkit.master.upgrade import Upgrade
 from daemonkit.script import Script
+
+if TYPE_CHECKING:
+    from daemonkit.master.crew import Crew, Done
+    from daemonkit.master.place import Place
 
 log = logging.getLogger("daemonkit")
 
@@ -49,6 +53,7 @@ class Master:
         self.script = script
         self.configuration = parts.configuration
         self.upgrade = Upgrade(self)
+        self.crew: Crew | None = None  # made, and loaded, only for a script that needs children
         self.ready_at: float | None = None  # seconds since the epoch; None: still starting
         self.exit_code = 0
         self._default = default
@@ -60,6 +65,9 @@ class Master:
             # A TERM that the script handles itself is no request to stop: it must not start the clock of one.
             if isinstance(number, int) and (number not in DEFAULT_SIGNALS or number in TERMINATION):
                 self.parts.signals.catch(number)
+        for number in self.parts.signals.drop_unclaimed():
+            name = signal.Signals(number).name
+            log.warning("%s came while the code was replaced, and the new code does not handle it: ignored", name)
         self.parts.signals.unblock_all()
         self._publish()
         for hook in self.script.handlers.get("fork", ()):
@@ -77,17 +85,22 @@ class Master:
         self._watch_clock()
         self._watchdog()
         parts.timer.on_fallback = lambda fd: parts.loop.watch(fd, lambda _: timerfd.acknowledge(fd))
+        if self.crew:
+            self.crew.begin(self.configuration.options)
         parts.timer.begin(self.script.jobs.values())
         if self.script.main_loop is None:
             while not self._is_stopping:
-                more = parts.timer.run_due()
-                parts.loop.turn(wait=not more)
-                self.act_on_signals()
+                self._turn()
         else:
             from daemonkit.master.ownloop import OwnLoop
 
             OwnLoop(self).run(self.script.main_loop)
         return self._finish()
+
+    def _turn(self) -> None:
+        more = self.parts.timer.run_due()
+        self.parts.loop.turn(wait=not more)
+        self.act_on_signals()
 
     @property
     def is_stopping(self) -> bool:
@@ -101,15 +114,24 @@ class Master:
                 continue  # they only wake; what is due is read off the clock, who ended is told by pidfds
             self.act_on(number)
 
-    def act_on(self, number: int) -> str | None:
-        """Do what signal ``number`` is for; return the first error, as text."""
+    def act_on(self, number: int, done: Done | None = None) -> str | None:
+        """Do what signal ``number`` is for; return the first error, as text.
+
+        Without an error ``done`` is told when all is done: workers are replaced one after the other.
+        """
         if number in (signal.SIGHUP, signal.SIGUSR1):
             self.reopen_log()
         if hooks := self.script.handlers.get(number):
             errors = [self._call_handler(signal.Signals(number).name, hook) for hook in hooks]
-            return next(filter(None, errors), None)
-        default = self._defaults.get(number)
-        return default(self) if default else None
+            error = next(filter(None, errors), None)
+        else:
+            default = self._defaults.get(number)
+            error = default(self) if default else None
+        if error is None and number == signal.SIGHUP and self.crew:
+            self.crew.reload(lambda error: self._tell_reloaded(error, done))
+        elif error is None and done:
+            done(None)
+        return error
 
     def stop(self) -> None:
         """Leave the loop after the code in hand."""
@@ -131,7 +153,7 @@ class Master:
             )
         except DaemonkitError as error:
             log.error("reload: %s; the old configuration stays", error)
-            parts.notifier.ready(f"reload failed: {error}")
+            self._tell_reloaded(str(error))
             return str(error)
         old, self.configuration = self.configuration, fresh
         self._publish()
@@ -143,8 +165,15 @@ class Master:
             self.configuration = old
             self._publish()
         log.info("reload failed; the old configuration stays" if failure else "reloaded")
-        parts.notifier.ready(f"reload failed: {failure}" if failure else "reloaded")
+        if failure or not self.crew:
+            self._tell_reloaded(failure)
         return failure
+
+    def _tell_reloaded(self, error: str | None, done: Done | None = None) -> None:
+        if not self._is_stopping:
+            self.parts.notifier.ready(f"reload failed: {error}" if error else "reloaded")
+        if done:
+            done(error)
 
     def _say_what_must_wait(self, old: config.Configuration, fresh: config.Configuration) -> None:
         """An option that was settled before the script was loaded is not changed by a reload."""
@@ -187,6 +216,23 @@ class Master:
             signals.stop.grant(HOOK_GRACE)
             self.run_stop_hooks()
 
+    def end_children(self) -> None:
+        """Let workers and forked jobs finish what they have in hand, within graceful_timeout."""
+        parts, stop = self.parts, self.parts.signals.stop
+        if self.crew is None:
+            return
+        parts.timer.retire(self.script.jobs.values())
+        if stop.deadline is None:
+            stop.set_deadline(stop.graceful_timeout)
+        assert stop.deadline is not None
+        self.crew.stop(stop.deadline, lambda: stop.at_once, self._turn)
+
+    def resume(self) -> None:
+        """Go on after all: jobs back on their grids, children anew."""
+        self.parts.timer.begin(job for job in self.script.jobs.values() if job.planned is not None)
+        if self.crew:
+            self.crew.resume()
+
     def _call_handler(self, name: str, handler: Callable[[], Any]) -> str | None:
         """Call the script's handler for a signal; sys.exit() in it means what it says: stop, with that code."""
 
@@ -212,10 +258,11 @@ class Master:
         parts.board.state("stopping")
         parts.notifier.stopping()
         parts.notifier.extend_timeout(self.configuration.options.graceful_timeout + HOOK_GRACE)
-        parts.timer.disarm()
         self._is_stopping = True
         self.upgrade.give_up()
         log.info("stopping%s", f" on {signal.Signals(n).name}" if (n := parts.signals.stop.signal) else "")
+        self.end_children()
+        parts.timer.disarm()
         self.wind_up()
         if parts.signals.stop.interrupted:
             self.exit_code = self.exit_code or 1
@@ -225,7 +272,10 @@ class Master:
     def _publish(self) -> None:
         """Let the rest of the process see the configuration in force."""
         options = self.configuration.options
+        if self.crew:
+            self.crew.configure(options)
         self.parts.signals.stop.graceful_timeout = options.graceful_timeout
+        self.parts.board.tell(stop_schedule=stop_schedule_as_text(options.stop_schedule))
         logging.getLogger().setLevel(options.log_level)
         self._default.settings = self.configuration.settings
         if isinstance(self.script, Daemon):
@@ -253,8 +303,29 @@ class Master:
     def _on_upgrade(self) -> None:
         self.upgrade.begin()
 
-    def _on_scale(self) -> None:
-        log.info("there are no workers to add or remove")
+    def hire(self, close: Callable[[], None]) -> None:
+        """Fork the fork server, before anything of the user's has run but the import; ``close``: see ``Crew.fork``."""
+        from daemonkit.master.crew import Crew
+
+        self.crew = Crew(self.parts, self.script, self._lost_essential)
+        self.crew.fork(close)
+
+    def _lost_essential(self, place: Place) -> None:
+        log.critical("worker %s is essential: the daemon ends", place.name)
+        self.exit_code = 1
+        self.stop()
+
+    def _more(self) -> None:
+        self._scale_by(1)
+
+    def _fewer(self) -> None:
+        self._scale_by(-1)
+
+    def _scale_by(self, step: int) -> None:
+        if self.crew:
+            self.crew.scale_by(step)
+        else:
+            log.info("there are no workers to add or remove")
 
     _defaults: Final[dict[int, Callable[[Master], str | None]]] = {
         int(signal.SIGTERM): stop,
@@ -263,6 +334,6 @@ class Master:
         int(signal.SIGHUP): reload,
         int(signal.SIGUSR1): write_report,
         int(signal.SIGUSR2): _on_upgrade,
-        int(signal.SIGTTIN): _on_scale,
-        int(signal.SIGTTOU): _on_scale,
+        int(signal.SIGTTIN): _more,
+        int(signal.SIGTTOU): _fewer,
     }

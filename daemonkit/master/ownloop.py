@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 from daemonkit.core.stop import StopNow
 
 if TYPE_CHECKING:
+    from daemonkit.core.posixtimer import PosixTimer
     from daemonkit.master.master import Master
 
 log = logging.getLogger("daemonkit")
 
 BREATH: Final = 1_000_000  # nanoseconds that the main loop has to itself when jobs are always due
+LATE: Final = 100_000_000  # nanoseconds after which an alarm that has not come was taken by somebody
 
 
 class OwnLoop:
@@ -28,6 +30,7 @@ class OwnLoop:
         self._master = master
         self._in_turn = False
         self._may_leave = False
+        self._second = _second_alarm()
 
     def run(self, main_loop: Callable[[], Any]) -> None:
         """Run ``main_loop`` to its end; the daemon stops with it, with exit code 1 if it raised."""
@@ -54,6 +57,8 @@ class OwnLoop:
             self._master.exit_code = 1
         finally:
             signals.after_note = None
+            if self._second:
+                self._second.close()
 
     def _interrupt(self) -> None:
         """Be the daemon for a moment; called from a handler, so anything may be half done around us."""
@@ -70,8 +75,11 @@ class OwnLoop:
         if self._master.is_stopping and self._may_leave:
             self._may_leave = False  # once: a signal that comes meanwhile must not raise into what is done about it
             raise StopNow
+        timer = self._master.parts.timer
         if more:
-            self._master.parts.timer.wake_at(time.monotonic_ns() + BREATH)
+            timer.wake_at(time.monotonic_ns() + BREATH)
+        if self._second:
+            self._second.arm(timer.rings_at + LATE if timer.rings_at else 0)
 
     def _turn(self) -> bool:
         parts = self._master.parts
@@ -82,6 +90,17 @@ class OwnLoop:
         while set(parts.signals.pending) - {signal.SIGALRM}:
             self._master.act_on_signals()
         return more
+
+
+def _second_alarm() -> PosixTimer | None:
+    """A SIGIO in case that the main loop, or a library in it, takes the alarm or its handler for itself."""
+    try:
+        from daemonkit.core.posixtimer import PosixTimer  # ctypes takes its time, and most daemons have no such loop
+
+        return PosixTimer(signal.SIGIO)
+    except (OSError, ImportError) as error:
+        log.warning("if the main loop takes the alarm, that is not noticed before the next signal: %s", error)
+        return None
 
 
 def _signal_when_ready(fd: int) -> None:

@@ -50,6 +50,9 @@ def _trigger(master: Master, message: Message, client: Client) -> Answer:
     job = _job(master, message)
     if isinstance(job, dict):
         return job
+    if job.launch is not None and master.crew:
+        master.crew.jobs.trigger(job, lambda error: client.answer(_outcome(error and f"job {job.name}: {error}")))
+        return None
     went_well = master.parts.timer.run(job, time.monotonic_ns())
     return {"ok": True} if went_well else {"ok": False, "error": f"job {job.name}: {job.record.last_error}"}
 
@@ -63,8 +66,9 @@ def _resume(master: Master, message: Message, client: Client) -> Answer:
 
 
 def _reload(master: Master, message: Message, client: Client) -> Answer:
-    error = master.act_on(signal.SIGHUP)
-    return {"ok": False, "error": error} if error else {"ok": True}
+    if error := master.act_on(signal.SIGHUP, lambda error: client.answer(_outcome(error))):
+        return _outcome(error)
+    return None
 
 
 def _reexec(master: Master, message: Message, client: Client) -> Answer:
@@ -73,7 +77,14 @@ def _reexec(master: Master, message: Message, client: Client) -> Answer:
 
 
 def _scale(master: Master, message: Message, client: Client) -> Answer:
-    return {"ok": False, "error": f"no worker named {message.get('worker')!r}; the script declares none"}
+    name, count = message.get("worker"), message.get("count")
+    if master.crew is None:
+        return _outcome(f"no worker named {name!r}; the script declares none")
+    from daemonkit.processes.worker import MOST
+
+    if not isinstance(name, str) or type(count) is not int or not 0 <= count <= MOST:
+        return _outcome(f'"worker" must be a name and "count" a whole number from 0 to {MOST}')
+    return _outcome(master.crew.scale(name, count))
 
 
 def _launch(master: Master, message: Message, client: Client) -> Answer:
@@ -91,6 +102,10 @@ def _launch(master: Master, message: Message, client: Client) -> Answer:
         "script_options",
     )
     return {"ok": True, **{key: getattr(handover, key) for key in keys}}
+
+
+def _outcome(error: str | None) -> dict[str, Any]:
+    return {"ok": False, "error": error} if error else {"ok": True}
 
 
 def _each(master: Master, message: Message, act: Callable[[Job], None]) -> Answer:

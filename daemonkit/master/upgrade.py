@@ -10,11 +10,12 @@ import logging
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from daemonkit.core.logs import flush_streams
 from daemonkit.core.loop import READ
 from daemonkit.errors import told
+from daemonkit.handover import Generation, JobState
 
 if TYPE_CHECKING:
     import subprocess
@@ -108,6 +109,7 @@ class Upgrade:
         master, parts = self._master, self._master.parts
         log.info("executing the new code")
         hooks = master.script.handlers.get("stop")
+        master.end_children()
         master.wind_up()
         parts.timer.disarm()
         parts.signals.block_all()
@@ -132,10 +134,11 @@ class Upgrade:
                 os.set_inheritable(fd, False)
             self._refuse(f"execute {sys.executable}: {error.strerror}")
             master.start()
+            master.resume()
 
-    def _generation(self) -> dict[str, Any]:
+    def _generation(self) -> Generation:
         """What the new image takes over."""
-        jobs = {
+        jobs: dict[str, JobState] = {
             name: {"when": job.when, "planned": job.planned, "paused": job.paused, "record": job.record.dump()}
             for name, job in self._master.script.jobs.items()
         }
@@ -144,6 +147,7 @@ class Upgrade:
             "caught": [number for number in self._master.script.handlers if isinstance(number, int)],
             "ready_at": self._master.ready_at,
             "control_fd": self.server.sock.fileno() if self.server else -1,
+            "control_file": list(self.server.file) if self.server and self.server.file else None,
             "waiting_fds": [fd for client in self._waiting if (fd := client.sock.fileno()) >= 0],
         }
 

@@ -54,10 +54,6 @@ class Notifier:
         """READY=1: started, or reloaded."""
         return self.send("READY=1", *_status(status), *([f"MAINPID={main_pid}"] if main_pid else []))
 
-    def status(self, text: str) -> bool:
-        """STATUS=: one line for `systemctl status`."""
-        return self.send(*_status(text))
-
     def reloading(self) -> bool:
         """RELOADING=1, with the time that Type=notify-reload wants (systemd.service(5))."""
         return self.send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
@@ -73,10 +69,6 @@ class Notifier:
     def extend_timeout(self, seconds: float) -> bool:
         """EXTEND_TIMEOUT_USEC=: what is under way may take ``seconds`` more."""
         return self.send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
-
-    def main_pid(self, pid: int) -> bool:
-        """MAINPID=."""
-        return self.send(f"MAINPID={pid}")
 
     def send(self, *assignments: str) -> bool:
         """Send VARIABLE=value assignments in one datagram; tell whether it was taken."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from daemonkit.config import COMMAND_LINE, DEFAULT, ENVIRONMENT, Configuration, defaults
 from daemonkit.config.file import SYSTEM_FILE
-from daemonkit.config.options import BY_KEY, MODE, OPTIONS, SCHEDULE, Option, Options
+from daemonkit.config.options import BY_KEY, MODE, OPTIONS, SCHEDULE, Option, Options, stop_schedule_as_text
 
 NOTIFY_RELOAD: Final = 253  # the first systemd with Type=notify-reload (systemd.service(5))
 MARGIN: Final = 10.0  # seconds that the manager allows on top of the daemon's own bounds
@@ -77,7 +76,7 @@ def _as_text(option: Option[Any], value: Any) -> str:
     if option.kind is MODE:
         return f"{value:03o}"
     if option.kind is SCHEDULE:
-        return "/".join(f"{signal.Signals(number).name[3:]}/{wait:g}" for number, wait in value)
+        return stop_schedule_as_text(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

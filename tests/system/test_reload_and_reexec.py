@@ -384,6 +384,36 @@ def test_own_loop_and_upgrade_go_together(box: Box) -> None:
     assert "nested" not in box.log.read_text()
 
 
+@pytest.mark.parametrize(
+    "theft",
+    [
+        "signal.setitimer(signal.ITIMER_REAL, 0)",
+        "signal.alarm(600)",
+        "signal.signal(signal.SIGALRM, lambda number, frame: None)",
+        "signal.signal(signal.SIGALRM, signal.SIG_IGN)",
+    ],
+    ids=["cancelled", "set", "handled", "ignored"],
+)
+def test_a_loop_of_ones_own_that_takes_the_alarm_does_not_stop_the_jobs(box: Box, theft: str) -> None:
+    box.start(
+        f"""
+        @every(0.05)
+        def tick(): log.info("tick")
+
+        def loop():
+            time.sleep(0.2)
+            {theft}
+            log.info("taken")
+            while True:
+                signal.pause()
+
+        main(loop)
+        """
+    )
+    text = box.await_log("test: taken")
+    box.await_log("test: tick", text.count("test: tick") + 5)  # and no signal of ours
+
+
 # --- jobs that take what daemonkit lives on
 
 

@@ -1,0 +1,119 @@
+"""Named workers: so many places each, and the places of processes that are on their way in or out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from daemonkit.core.timer import Timer
+from daemonkit.master.place import Event, Place, Schedule, State
+from daemonkit.master.server import Server
+from daemonkit.processes.worker import Worker
+
+
+class Workers:
+    """All the places."""
+
+    def __init__(self, timer: Timer, on_fatal: Callable[[Place], None]) -> None:
+        """Nothing runs before ``begin``; ``on_fatal`` is told of an essential worker that was given up."""
+        self.timer = timer
+        self.ready_timeout = 60.0  # seconds
+        self.stop_schedule: Schedule = ()
+        self.server: Server | None = None  # that new processes come from
+        self._places: dict[str, list[Place]] = {}
+        self._beside: list[Place] = []  # on trial, or with a process that is to end
+        self._on_quiet: list[Callable[[], None]] = []
+        self._on_fatal = on_fatal
+
+    def __iter__(self) -> Iterator[Place]:
+        for places in self._places.values():
+            yield from places
+
+    def begin(self, workers: dict[str, Worker]) -> None:
+        """Start all that are declared."""
+        for worker in workers.values():
+            self._places[worker.name] = []
+            self.scale(worker, worker.processes)
+
+    def resume(self) -> None:
+        """Start again what ``stop`` has ended."""
+        for place in self:
+            if place.state is State.IDLE:
+                place.fill()
+
+    def use(self, server: Server | None) -> None:
+        """Let all that are started from now on come from ``server``; None: they wait until there is one."""
+        self.server = server
+        for place in [*self, *self._beside]:
+            place.source = None
+            if server:
+                place.react(Event.SERVER)
+
+    def go_back(self, fresh: Server) -> None:
+        """Replace again what comes from ``fresh``."""
+        for place in list(self):
+            if place.source is fresh:
+                place.replace(None)
+
+    def scale(self, worker: Worker, count: int) -> None:
+        """Have ``count`` processes of ``worker``; those with the highest index go first."""
+        places = self._places[worker.name]
+        leaving = places[count:]
+        del places[count:]
+        for place in leaving:
+            self.add_beside(place)
+            place.stop()
+        for index in range(len(places), count):
+            places.append(Place(self, worker, index))
+        for place in places:
+            if place.state in (State.IDLE, State.FATAL):
+                place.refill()
+
+    def count(self, name: str) -> int:
+        """How many places ``name`` has."""
+        return len(self._places[name])
+
+    def stop(self) -> None:
+        """Stop all, at the same time."""
+        for place in [*self, *self._beside]:
+            place.stop()
+
+    def add_beside(self, place: Place) -> None:
+        """A place that is none of the number, until it is idle."""
+        self._beside.append(place)
+
+    def put(self, fresh: Place, old: Place) -> None:
+        """Let ``fresh``, which was beside, stand where ``old`` stood."""
+        places = self._places[old.worker.name]
+        if old not in places:
+            fresh.stop()  # scaled away meanwhile
+            return
+        self._beside.remove(fresh)
+        places[places.index(old)] = fresh
+        self.add_beside(old)
+
+    def gone(self, place: Place) -> None:
+        """A place has become idle."""
+        if place in self._beside:
+            self._beside.remove(place)
+        self._tell_quiet()
+
+    def when_quiet(self, func: Callable[[], None]) -> None:
+        """Call ``func`` once no process is on its way in or out."""
+        self._on_quiet.append(func)
+        self._tell_quiet()
+
+    def gave_up(self, place: Place) -> None:
+        """A place is fatal."""
+        if place.worker.essential:
+            self._on_fatal(place)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """One object a place, for ``status``."""
+        return [place.describe() for place in [*self, *self._beside]]
+
+    def _tell_quiet(self) -> None:
+        if not self._beside:
+            waiting, self._on_quiet = self._on_quiet, []
+            for func in waiting:
+                func()

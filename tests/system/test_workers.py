@@ -1,0 +1,762 @@
+"""Named workers: kept at their number, started anew when they end, replaced one by one, stopped with care."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Box, await_end
+
+import daemonkit
+
+WAITING = """
+@worker(count=2)
+def crunch(stop, index):
+    log.info("up %d", index)
+    stop.wait()
+    log.info("bye %d", index)
+"""
+STUBBORN = """
+@worker({})
+def crunch(stop):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    log.info("up")
+    while True:
+        time.sleep(1000)
+"""
+
+
+def child(box: Box, name: str, daemon: str = "beat") -> dict[str, Any]:
+    """One row of the children's table."""
+    found: dict[str, Any] = next(each for each in box.status(daemon)["children"] if each["name"] == name)
+    return found
+
+
+def pids(box: Box, daemon: str = "beat") -> dict[str, int]:
+    return {each["name"]: each["pid"] for each in box.status(daemon)["children"]}
+
+
+def rewrite(box: Box, text: str) -> None:
+    box.script(text)
+
+
+# --- being there ---
+
+
+def test_the_processes_have_exactly_their_titles(box: Box) -> None:
+    box.start(
+        WAITING
+        + """
+@after(0.01)
+def never(): ...
+@every(3600, first=0, fork=True)
+def report():
+    log.info("up report")
+    time.sleep(1000)
+"""
+    )
+    box.await_log("up ", 3)
+    assert sorted(title for title in box.processes().values()) == [
+        "beat: fork server",
+        "beat: job report",
+        "beat: master",
+        "beat: worker crunch-0",
+        "beat: worker crunch-1",
+    ]
+
+
+def test_a_worker_that_is_killed_is_replaced_at_once_under_its_index(box: Box) -> None:
+    box.start(WAITING)
+    box.await_log("up ", 2)
+    before = pids(box)
+    os.kill(before["worker crunch-1"], signal.SIGKILL)
+    log = box.await_log("up 1", 2)
+    assert f"worker crunch-1: pid {before['worker crunch-1']} killed by SIGKILL" in log
+    assert "respawned at once" in log
+    after = pids(box)
+    assert after["worker crunch-0"] == before["worker crunch-0"]
+    assert after["worker crunch-1"] != before["worker crunch-1"]
+    row = child(box, "worker crunch-1")
+    assert (row["restarts"], row["last"].startswith(f"pid {before['worker crunch-1']} killed by SIGKILL")) == (1, True)
+
+
+def test_a_crash_loop_is_slowed_down_then_given_up_and_a_scale_tries_again(box: Box) -> None:
+    box.start(
+        """
+        @worker(max_restarts=3, backoff=0.2)
+        def crunch(stop):
+            raise ValueError("no luck")
+        """
+    )
+    log = box.await_log("given up as fatal")
+    assert log.count("respawned at once") == 1
+    assert log.count("respawned in 0.") == 2
+    assert "worker crunch-0: ValueError: no luck (pid" in log
+    assert "Traceback" in log
+    row = child(box, "worker crunch-0")
+    assert (row["state"], row["pid"], row["restarts"]) == ("fatal", None, 3)
+    assert "exited with status 1" in row["last"]
+    assert "fatal" in box.call("status", "beat").stdout
+    assert box.call("scale", "beat", "crunch", "1").returncode == 0
+    box.await_log("given up as fatal", 2)
+
+
+def test_a_daemon_ends_with_code_1_when_an_essential_worker_is_given_up(box: Box) -> None:
+    script = box.script(
+        """
+        @worker(essential=True, max_restarts=1)
+        def crunch(stop):
+            sys.exit(3)
+
+        @worker
+        def other(stop):
+            stop.wait()
+            log.info("bye")
+        """
+    )
+    with box.popen("run", script) as process:
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    log = out + box.log.read_text()
+    assert "exited with status 3" in log
+    assert "worker crunch-0 is essential: the daemon ends" in log
+    assert "bye" in log
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return", "returned without having been asked to stop (pid"),
+        ("sys.exit(7)", "exited with status 7"),
+        ("os.abort()", "killed by SIGABRT"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV"),
+        ("raise KeyboardInterrupt", "exited with status 1"),
+        ("os._exit(0)", "returned without having been asked to stop"),
+    ],
+)
+def test_row_22_a_worker_that_ends_unasked_is_told_of_and_replaced(box: Box, body: str, said: str) -> None:
+    box.start(f"@worker\ndef crunch(stop):\n    log.info('up')\n    {body}\n")
+    log = box.await_log(": up", 2)
+    assert said in log
+    assert "respawned at once" in log
+
+
+def test_a_program_that_does_not_exist_is_told_of(box: Box) -> None:
+    box.start('program("ghost", ["/no/such/program"], max_restarts=1)\n')
+    log = box.await_log("given up as fatal")
+    assert "execute /no/such/program: no such program" in log
+    assert "exited with status 127" in log
+
+
+def test_a_program_is_kept_alive_and_begins_as_any_program_does(box: Box) -> None:
+    show = "grep -E 'Sig(Ign|Cgt|Blk)' /proc/self/status; ls -l /proc/self/fd | sed 's/.*-> //'; echo shown; sleep 1000"
+    box.start(f'program("shell", ["sh", "-c", {show!r}], count=2)\n@every(100, fork=True)\ndef j(): ...\n')
+    log = box.await_log("shown", 2)
+    ignored = {line.split()[-1] for line in log.splitlines() if "SigIgn" in line}
+    assert ignored == {"0" * 16}
+    assert "socket:" not in log
+    assert "beat.pid" not in log
+    before = pids(box)["worker shell-0"]
+    os.kill(before, signal.SIGKILL)
+    box.await_log("shown", 3)
+    assert pids(box)["worker shell-0"] not in (None, before)
+
+
+# --- readiness and heartbeat ---
+
+
+def test_a_worker_with_readiness_is_starting_until_it_says_so(box: Box) -> None:
+    gate = box.path / "gate"
+    os.mkfifo(gate)
+    box.start(
+        f"""
+        @worker(readiness=True)
+        def crunch(stop):
+            stop.is_set()
+            log.info("setting up")
+            open({str(gate)!r}).close()
+            stop.ready()
+            log.info("set up")
+            stop.wait()
+        """
+    )
+    box.await_log("setting up")
+    assert child(box, "worker crunch-0")["state"] == "starting"
+    gate.open("w").close()
+    box.await_log("set up")
+    assert child(box, "worker crunch-0")["state"] == "ready"
+
+
+def test_a_worker_is_ready_with_its_first_look(box: Box) -> None:
+    box.start("@worker\ndef crunch(stop):\n    stop.is_set()\n    log.info('looked')\n    stop.wait()\n")
+    box.await_log("looked")
+    assert child(box, "worker crunch-0")["state"] == "ready"
+
+
+def test_a_worker_that_is_not_ready_in_time_is_killed_and_replaced(box: Box) -> None:
+    box.start(
+        """
+        @worker(readiness=True)
+        def crunch(stop):
+            log.info("up")
+            time.sleep(1000)
+        """,
+        "--ready-timeout",
+        "4",
+    )
+    log = box.await_log(": up", 2)
+    assert "worker crunch-0: was not ready within ready_timeout, 4 s (pid" in log
+    assert "killed by SIGKILL" in log
+
+
+HEARTS = """
+@worker(heartbeat_timeout=0.5)
+def crunch(stop):
+    stop.is_set()
+    log.info("up")
+    {}
+"""
+
+
+def test_a_worker_that_hangs_is_killed_and_replaced(box: Box) -> None:
+    box.start(HEARTS.format("time.sleep(1000)"))
+    log = box.await_log(": up", 2)
+    assert "worker crunch-0: hung: no heartbeat for 0." in log
+
+
+def test_row_22_a_worker_that_was_stopped_counts_as_hung(box: Box) -> None:
+    box.start(HEARTS.format("stop.wait()"))
+    box.await_log(": up")
+    os.kill(pids(box)["worker crunch-0"], signal.SIGSTOP)
+    log = box.await_log(": up", 2)
+    assert "worker crunch-0: hung: no heartbeat for 0." in log
+
+
+def test_a_worker_that_works_is_not_taken_for_hung_while_the_master_is_busy(box: Box) -> None:
+    box.start(
+        HEARTS.format("while not stop.wait(0.01): pass")
+        + """
+@after(0.5)
+def busy():
+    time.sleep(2)
+    log.info("not busy any more")
+@after(1.5)
+def later():
+    log.info("later")
+"""
+    )
+    log = box.await_log("later")
+    assert "hung" not in log
+    assert log.count(": up") == 1
+
+
+def test_a_long_piece_of_work_with_heartbeats_of_its_own_is_no_hang(box: Box) -> None:
+    box.start(
+        HEARTS.format("for _ in range(8): time.sleep(0.2); stop.heartbeat()\n    log.info('done')\n    stop.wait()")
+    )
+    assert "hung" not in box.await_log("done")
+
+
+# --- recycling ---
+
+
+@pytest.mark.parametrize(
+    ("options", "body", "said"),
+    [
+        ("max_tasks=5", "while not stop.is_set(): log.info('piece')", "recycled: 5 pieces of work, max_tasks"),
+        ("max_age=0.5", "stop.wait()", "s old, max_age"),
+        ("max_rss='80M'", "big = bytearray(10**8)\n    while not stop.wait(0.1): pass", "MB of memory, max_rss"),
+    ],
+)
+def test_a_worn_worker_makes_room_for_a_fresh_one(box: Box, options: str, body: str, said: str) -> None:
+    box.start(f"@worker({options}, recycle_jitter=0)\ndef crunch(stop):\n    log.info('up')\n    {body}\n")
+    log = box.await_log(": up", 2)
+    assert said in log
+    assert "respawned" not in log
+    if "max_tasks" in options:
+        assert log.partition("recycled")[0].count("piece") >= 5
+    assert child(box, "worker crunch-0")["restarts"] == 0
+
+
+def test_a_worker_that_does_not_heed_its_recycling_is_ended_by_the_schedule(box: Box) -> None:
+    box.start(
+        """
+        @worker(max_tasks=1, recycle_jitter=0, stop_schedule="TERM/0.3/KILL/1")
+        def crunch(stop):
+            log.info("up")
+            while True:
+                stop.is_set()
+                time.sleep(0.05)
+        """
+    )
+    box.await_log(": up", 2)
+    assert "killed by SIGKILL" in child(box, "worker crunch-0")["last"]
+
+
+# --- scaling ---
+
+
+def test_scale_makes_more_and_fewer_and_so_do_ttin_and_ttou(box: Box) -> None:
+    master = box.start(WAITING)
+    box.await_log("up ", 2)
+    assert box.call("scale", "beat", "crunch", "4").stdout == "beat: crunch has 4 processes\n"
+    box.await_log("up ", 4)
+    assert {f"worker crunch-{i}" for i in range(4)} <= pids(box).keys()
+    assert box.call("scale", "beat", "crunch", "1").returncode == 0
+    log = box.await_log("bye ", 3)
+    assert "bye 0" not in log
+    os.kill(master, signal.SIGTTIN)
+    box.await_log("up 1", 2)
+    os.kill(master, signal.SIGTTOU)
+    box.await_log("bye 1", 2)
+    assert box.call("scale", "beat", "crunch", "0").returncode == 0
+    box.await_log("bye 0")
+    os.kill(master, signal.SIGTTOU)
+    box.await_log("worker crunch: 0 processes", 2)
+    os.kill(master, signal.SIGTTIN)
+    box.await_log("up 0", 2)
+
+
+def test_scale_of_what_is_not_there_is_refused(box: Box) -> None:
+    box.start(WAITING)
+    wrong = box.call("scale", "beat", "brew", "3")
+    assert wrong.returncode == 1
+    assert "no worker named 'brew'; there are: crunch" in wrong.stderr
+    assert box.call("scale", "beat", "crunch", "10001").returncode == 1
+    assert box.call("scale", "beat", "crunch", "-1").returncode == 2
+
+
+# --- stopping ---
+
+
+def test_the_piece_of_work_in_hand_is_finished(box: Box) -> None:
+    box.start(
+        """
+        @worker(count=3)
+        def crunch(stop):
+            while not stop.is_set():
+                log.info("begin")
+                time.sleep(0.3)
+                log.info("end")
+        """
+    )
+    box.await_log("begin", 3)
+    assert box.call("kill", "beat").returncode == 0
+    log = box.log.read_text()
+    assert log.count(" begin") == log.count(" end")
+    assert "killed" not in log
+
+
+def test_a_wait_ends_at_once_also_in_a_thread(box: Box) -> None:
+    box.start(
+        """
+        import threading
+
+        @worker
+        def crunch(stop):
+            thread = threading.Thread(target=stop.wait)
+            thread.start()
+            log.info("up")
+            thread.join()
+            log.info("bye after %s", stop.wait(1000))
+        """,
+        "--graceful-timeout",
+        "20",
+    )
+    box.await_log(": up")
+    assert box.call("kill", "beat").returncode == 0
+    assert "bye after True" in box.log.read_text()
+
+
+def test_a_stubborn_worker_is_ended_by_its_stop_schedule_on_scale_down_and_on_stop(box: Box) -> None:
+    box.start(STUBBORN.format('count=2, stop_schedule="TERM/0.5/KILL/1"'), "--graceful-timeout", "60")
+    box.await_log(": up", 2)
+    before = pids(box)
+    assert box.call("scale", "beat", "crunch", "1").returncode == 0
+    await_end(before["worker crunch-1"])
+    assert os.path.exists(f"/proc/{before['worker crunch-0']}")
+    assert box.call("kill", "--timeout", "50", "beat").returncode == 0
+    await_end(before["worker crunch-0"])
+    assert "had not ended in time" not in box.log.read_text()
+
+
+def test_all_that_is_left_is_killed_at_graceful_timeout(box: Box) -> None:
+    box.start(STUBBORN.format("count=2"), "--graceful-timeout", "1")
+    box.await_log(": up", 2)
+    before = pids(box)
+    assert box.call("kill", "beat").returncode == 0
+    log = box.log.read_text()
+    for name in ("worker crunch-0", "worker crunch-1"):
+        assert f"killed: pid {before[name]} had not ended in time" in log
+    assert "stopped" in log
+
+
+@pytest.mark.parametrize("urgent", [signal.SIGTERM, signal.SIGQUIT])
+def test_a_second_term_or_quit_ends_all_at_once(box: Box, urgent: signal.Signals) -> None:
+    master = box.start(STUBBORN.format(""), "--graceful-timeout", "600")
+    box.await_log(": up")
+    os.kill(master, signal.SIGTERM)
+    box.await_log("stopping on SIGTERM")
+    os.kill(master, urgent)
+    await_end(master)
+    assert "had not ended in time" in box.log.read_text()
+
+
+# --- reload ---
+
+
+SHOWING = """
+@worker(count=3{options})
+def crunch(stop, index):
+    log.info("{word} %d", index)
+    {body}
+    stop.wait()
+    log.info("bye {word} %d", index)
+"""
+
+
+def showing(word: str, body: str = "pass", options: str = "") -> str:
+    return textwrap.dedent(SHOWING).format(word=word, body=body, options=options)
+
+
+@pytest.mark.parametrize("how", ["command", "signal"])
+def test_reload_replaces_all_workers_by_new_code(box: Box, how: str) -> None:
+    master = box.start(showing("old"))
+    box.await_log("old", 3)
+    before = pids(box)
+    rewrite(box, showing("new"))
+    if how == "command":
+        done = box.call("reload", "beat")
+        assert done.returncode == 0, done.stderr
+        log = box.log.read_text()
+    else:
+        os.kill(master, signal.SIGHUP)
+        log = box.await_log("the workers were replaced")
+    assert [line.rpartition("test: ")[2] for line in log.splitlines() if " test: " in line][3:] != []
+    assert log.count("test: new") == 3
+    assert log.count("bye old") == 3
+    for index in range(3):
+        assert log.index(f"new {index}") < log.index(f"bye old {index}")
+    assert not set(before.values()) & set(pids(box).values())
+    assert len(pids(box)) == 4
+
+
+def test_each_replacement_waits_until_the_new_one_is_ready(box: Box) -> None:
+    gate = box.path / "gate"
+    os.mkfifo(gate)
+    box.start(showing("old"))
+    box.await_log("old", 3)
+    before = pids(box)
+    rewrite(box, showing("new", f"open({str(gate)!r}).close(); stop.ready()", ", readiness=True"))
+    with box.popen("reload", "beat") as reload:
+        for index in range(3):
+            box.await_log(f"new {index}")
+            log = box.log.read_text()
+            assert log.count("test: new") == index + 1
+            assert f"bye old {index}" not in log
+            assert os.path.exists(f"/proc/{before[f'worker crunch-{index}']}")
+            gate.open("w").close()
+        assert reload.wait(60) == 0
+
+
+def test_new_code_that_cannot_be_imported_changes_nothing_and_shows_its_traceback(box: Box) -> None:
+    box.start(showing("old"))
+    box.await_log("old", 3)
+    before = pids(box)
+    rewrite(box, "def broken():\n    return 1 / 0\nbroken()\n")
+    done = box.call("reload", "beat")
+    assert done.returncode == 1
+    assert "ZeroDivisionError: division by zero" in done.stderr
+    assert "in broken" in done.stderr
+    assert "the old code goes on" in done.stderr
+    assert "bye" not in box.log.read_text()
+    assert pids(box) == before
+
+
+def test_a_new_worker_that_fails_takes_those_before_it_back_to_the_old_code(box: Box) -> None:
+    box.start(showing("old"))
+    box.await_log("old", 3)
+    before = pids(box)
+    rewrite(box, showing("new", "if index == 1: raise RuntimeError('not me')"))
+    done = box.call("reload", "beat")
+    assert done.returncode == 1
+    assert "RuntimeError: not me" in done.stderr
+    assert "Traceback" in done.stderr
+    log = box.await_log("bye new 0")
+    assert log.count("old 0") == 3  # begun, ended, begun again
+    assert "bye old 1" not in log
+    assert "bye old 2" not in log
+    after = pids(box)
+    assert (after["worker crunch-1"], after["worker crunch-2"]) == (
+        before["worker crunch-1"],
+        before["worker crunch-2"],
+    )
+    assert after["worker crunch-0"] != before["worker crunch-0"]
+    os.kill(after["worker crunch-2"], signal.SIGKILL)
+    box.await_log("old 2", 2)
+    assert "new 2" not in box.log.read_text()
+
+
+def test_a_new_worker_that_is_never_ready_is_a_failed_reload(box: Box) -> None:
+    box.start(showing("old"), "--ready-timeout", "4")
+    box.await_log("old", 3)
+    before = pids(box)
+    rewrite(box, showing("new", options=", readiness=True"))
+    done = box.call("reload", "beat")
+    assert done.returncode == 1
+    assert "worker crunch-0: was not ready within ready_timeout, 4 s" in done.stderr
+    assert pids(box) == before
+
+
+def test_new_code_that_hangs_in_its_import_is_a_failed_reload(box: Box) -> None:
+    box.start(showing("old"), "--ready-timeout", "4")
+    box.await_log("old", 3)
+    before = pids(box)
+    rewrite(box, "import subprocess\nsubprocess.run(['sleep', '1000'])\n")
+    done = box.call("reload", "beat")
+    assert done.returncode == 1
+    assert "the new code was not loaded within ready_timeout, 4 s" in done.stderr
+    assert pids(box) == before
+    assert not [title for title in box.processes().values() if "sleep" in title]
+
+
+def test_new_code_without_the_worker_is_a_failed_reload(box: Box) -> None:
+    box.start(WAITING)
+    box.await_log("up ", 2)
+    rewrite(box, WAITING.replace("crunch", "munch"))
+    done = box.call("reload", "beat")
+    assert done.returncode == 1
+    assert "the new code has no worker named 'crunch'; reexec the daemon" in done.stderr
+
+
+def test_a_reload_gives_a_worker_that_was_given_up_another_chance(box: Box) -> None:
+    box.start("@worker(max_restarts=0)\ndef crunch(stop):\n    1 / 0\n")
+    box.await_log("given up as fatal")
+    rewrite(box, "@worker(max_restarts=0)\ndef crunch(stop):\n    log.info('up'); stop.wait()\n")
+    done = box.call("reload", "beat")
+    assert done.returncode == 0, done.stderr
+    assert child(box, "worker crunch-0")["state"] == "ready"
+
+
+def test_a_reload_finds_a_worker_that_waits_to_be_respawned(box: Box) -> None:
+    box.start("@worker(backoff=600, max_backoff=600)\ndef crunch(stop):\n    1 / 0\n")
+    box.await_log("respawned in")
+    assert child(box, "worker crunch-0")["state"] == "backoff"
+    rewrite(box, "@worker\ndef crunch(stop):\n    log.info('up'); stop.wait()\n")
+    assert box.call("reload", "beat").returncode == 0
+    assert child(box, "worker crunch-0")["state"] == "ready"
+    assert box.log.read_text().count("test: up") == 1
+
+
+def test_a_reload_during_a_reload_is_done_afterwards(box: Box) -> None:
+    gate = box.path / "gate"
+    os.mkfifo(gate)
+    box.start(showing("old"))
+    box.await_log("old", 3)
+    rewrite(box, showing("new", f"index or open({str(gate)!r}).close()"))
+    with box.popen("reload", "beat") as first:
+        box.await_log("new 0")
+        rewrite(box, showing("newest"))
+        with box.popen("reload", "beat") as second:
+            box.await_log("daemonkit: reloaded", 2)
+            gate.open("w").close()
+            assert first.wait(60) == 0
+            assert second.wait(60) == 0
+    log = box.log.read_text()
+    assert log.count("test: newest") == 3
+    assert log.count("bye new ") == 3
+
+
+def test_a_stop_during_a_reload_ends_all(box: Box) -> None:
+    gate = box.path / "gate"
+    os.mkfifo(gate)
+    box.start(showing("old"))
+    box.await_log("old", 3)
+    rewrite(box, showing("new", f"open({str(gate)!r}).close(); stop.ready()", ", readiness=True"))
+    with box.popen("reload", "beat") as reload:
+        box.await_log("new 0")
+        assert box.call("kill", "beat").returncode == 0
+        out, _ = reload.communicate(timeout=60)
+    assert reload.returncode == 1
+    assert "the daemon is stopping" in out
+    assert not box.processes()
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_scale_during_a_reload_is_part_of_it(box: Box, count: int) -> None:
+    gate = box.path / "gate"
+    os.mkfifo(gate)
+    box.start(showing("old"))
+    box.await_log("old", 3)
+    rewrite(box, showing("new", f"index or open({str(gate)!r}).close()"))
+    with box.popen("reload", "beat") as reload:
+        box.await_log("new 0")
+        assert box.call("scale", "beat", "crunch", str(count)).returncode == 0
+        gate.open("w").close()
+        assert reload.wait(60) == 0
+    after = pids(box)
+    after.pop("fork server")
+    assert set(after) == {f"worker crunch-{index}" for index in range(count)}
+    news = {
+        line.partition("[")[2].partition("]")[0] for line in box.log.read_text().splitlines() if "test: new" in line
+    }
+    assert {str(pid) for pid in after.values()} <= news
+
+
+def test_a_worker_that_takes_its_time_to_leave_is_shown_and_waited_for(box: Box) -> None:
+    gate = box.path / "gate"
+    os.mkfifo(gate)
+    box.start(f"@worker\ndef crunch(stop):\n    log.info('old')\n    stop.wait()\n    open({str(gate)!r}).close()\n")
+    box.await_log("old")
+    old = pids(box)["worker crunch-0"]
+    rewrite(box, "@worker\ndef crunch(stop):\n    log.info('new')\n    stop.wait()\n    log.info('bye')\n")
+    with box.popen("reload", "beat") as reload:
+        box.await_log("new")
+        rows = [(each["pid"], each["state"]) for each in box.status()["children"] if each["name"] == "worker crunch-0"]
+        assert len(rows) == 2
+        assert (old, "stopping") in rows
+        assert reload.poll() is None
+        gate.open("w").close()
+        assert reload.wait(60) == 0
+    await_end(old)
+
+
+# --- reexec ---
+
+
+def test_a_reexec_ends_the_workers_gracefully_and_starts_new_ones(box: Box) -> None:
+    master = box.start(showing("old"))
+    box.await_log("old", 3)
+    before = pids(box)
+    rewrite(box, showing("new").replace("crunch", "munch"))
+    done = box.call("reexec", "beat")
+    assert done.returncode == 0, done.stderr
+    log = box.await_log("test: new", 3)
+    assert log.count("bye old") == 3
+    assert box.pid() == master
+    assert not set(before.values()) & set(pids(box).values())
+    assert "worker munch-0" in pids(box)
+
+
+def test_a_reexec_that_is_refused_leaves_the_workers_in_peace(box: Box) -> None:
+    box.start(showing("old"))
+    box.await_log("old", 3)
+    before = pids(box)
+    rewrite(box, "1 / 0\n")
+    assert box.call("reexec", "beat").returncode == 1
+    assert pids(box) == before
+    assert "bye" not in box.log.read_text()
+
+
+def test_a_reexec_that_fails_in_the_last_moment_starts_workers_and_jobs_again(box: Box) -> None:
+    """The interpreter vanishes between the trial of the new code and the exec, and comes back later."""
+    python, aside = box.path / "python", box.path / "aside"
+    python.symlink_to(os.path.realpath(sys.executable))
+    paths = [
+        str(Path(daemonkit.__file__).parent.parent),
+        *(path for path in sys.path if path.endswith("site-packages")),
+    ]
+    box.environ["PYTHONPATH"] = ":".join(paths)
+    script = box.script(
+        f"""
+        @worker
+        def crunch(stop):
+            log.info("up")
+            stop.wait()
+
+        @every(0.1, fork=True)
+        def job(): log.info("job")
+
+        @every(0.1)
+        def inline(): ...
+
+        @on("stop")
+        def vanish():
+            if os.path.exists({str(python)!r}):
+                os.rename({str(python)!r}, {str(aside)!r})
+        """
+    )
+    started = subprocess.run(
+        [str(python), "-m", "daemonkit", "start", script], env=box.environ, capture_output=True, text=True, timeout=60
+    )
+    assert started.returncode == 0, started.stderr
+    box.await_log("test: job")
+    master = box.pid()
+    done = box.call("reexec", "beat")
+    assert done.returncode == 1
+    assert "No such file" in done.stderr
+    box.await_log("execute a fork server: No such file or directory; tried again")
+    os.rename(aside, python)
+    log = box.await_log("test: up", 2)
+    jobs, runs = log.count("test: job"), box.job("inline")["runs"]
+    box.await_log("test: job", jobs + 1)
+    assert box.job("inline")["runs"] > runs
+    assert box.pid() == master
+
+
+# --- a main loop of the script's own ---
+
+
+def test_children_wake_a_script_that_has_its_own_loop(box: Box) -> None:
+    master = box.start(
+        """
+        @worker
+        def crunch(stop):
+            log.info("up")
+            stop.wait()
+            log.info("bye")
+
+        @every(3600, first=0, fork=True)
+        def job():
+            log.info("job ran")
+
+        def loop():
+            while True:
+                signal.pause()
+
+        main(loop)
+        """
+    )
+    box.await_log(": up")
+    box.await_log("job ran")
+    os.kill(pids(box)["worker crunch-0"], signal.SIGKILL)
+    box.await_log(": up", 2)
+    assert child(box, "worker crunch-0")["state"] == "ready"
+    assert box.job("job")["receipt"].startswith("pid ")
+    assert box.call("trigger", "beat", "job").returncode == 0
+    assert box.call("reload", "beat").returncode == 0
+    box.await_log(": up", 3)
+    assert box.call("kill", "beat").returncode == 0
+    await_end(master)
+    assert "bye" in box.log.read_text()
+
+
+def test_fork_hooks_run_in_each_child_and_one_that_fails_is_told(box: Box) -> None:
+    box.start(
+        """
+        @on("fork")
+        def forked():
+            log.info("forked")
+            if os.path.exists("broken"):
+                raise RuntimeError("hook failed")
+
+        @worker(max_restarts=1)
+        def crunch(stop):
+            log.info("up")
+            stop.wait()
+        """,
+        "--chdir",
+        str(box.path),
+    )
+    log = box.await_log(": up")
+    assert "beat: worker crunch-0[" in log.partition("forked")[0].splitlines()[-1]
+    (box.path / "broken").touch()
+    os.kill(pids(box)["worker crunch-0"], signal.SIGKILL)
+    assert "RuntimeError: hook failed (pid" in box.await_log("given up as fatal")
+    assert box.pid() is not None
