@@ -18,7 +18,7 @@ _BOOT = (
 )
 
 
-PID_FILE: Final = "DAEMONKIT_PID_FILE"  # in the environment of the image: whose it and its children are
+PID_FILE: Final = "DAEMON_PID_FILE"  # in the environment of the image: whose it and its children are
 
 
 class JobState(TypedDict):

@@ -36,7 +36,7 @@ def open_box() -> Iterator[Box]:
 @pytest.fixture
 def objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Objects]:
     """A run directory for System V objects, and other processes; fails the test if one of either is left."""
-    monkeypatch.delenv("DAEMONKIT_PID_FILE", raising=False)
+    monkeypatch.delenv("DAEMON_PID_FILE", raising=False)
     monkeypatch.setenv("DAEMONKIT_RUN_DIR", str(tmp_path))
     made = Objects(tmp_path)
     yield made

@@ -28,7 +28,7 @@ from daemon import DaemonContext
 _NOT_PASSED_ON: Final = frozenset(
     [
         "_",
-        "DAEMONKIT_CHILD",  # we may be started by another daemon's child
+        "DAEMON_CHILD",  # we may be started by another daemon's child
         "OLDPWD",
         "PWD",
         "SHLVL",

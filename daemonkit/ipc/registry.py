@@ -24,7 +24,7 @@ from daemonkit.ipc.bound import Bound, interrupted_after
 from daemonkit.ipc.creator import lives, start_of, world
 from daemonkit.ipc.keys import in_hex
 
-PID_FILE: Final = "DAEMONKIT_PID_FILE"  # in the environment of a daemon and of all that it starts (daemonkit.handover)
+PID_FILE: Final = "DAEMON_PID_FILE"  # in the environment of a daemon and of all that it starts (daemonkit.handover)
 SUFFIX: Final = ".ipc"
 SCRIPTS: Final = f"_scripts{SUFFIX}"  # no daemon's name begins with an underscore
 PATIENCE: Final = 10.0  # seconds to wait for another process that changes the file

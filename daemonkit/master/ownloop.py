@@ -64,14 +64,15 @@ class OwnLoop:
         """Be the daemon for a moment; called from a handler, so anything may be half done around us."""
         if self._in_turn:
             return
-        self._in_turn = True
-        try:
-            more = self._turn()
-        finally:
-            self._in_turn = False
-        if set(self._master.parts.signals.pending) - {signal.SIGALRM}:
-            self._interrupt()  # noted after the last look, while the handler saw a turn under way
-            return
+        is_noted = True
+        while is_noted:
+            self._in_turn = True
+            try:
+                more = self._turn()
+            finally:
+                self._in_turn = False
+            # Noted after the last look, while the handler saw a turn under way.
+            is_noted = bool(set(self._master.parts.signals.pending) - {signal.SIGALRM})
         if self._master.is_stopping and self._may_leave:
             self._may_leave = False  # once: a signal that comes meanwhile must not raise into what is done about it
             raise StopNow

@@ -11,7 +11,7 @@ from typing import Final
 from daemonkit.core import tree
 from daemonkit.processes.receipt import MemoryKills, is_clean, reap
 
-MARK: Final = "DAEMONKIT_CHILD"  # in the environment of all that children start: whose they are
+MARK: Final = "DAEMON_CHILD"  # in the environment of all that children start: whose they are
 _SWEEP: Final = 0.05  # seconds after a child that ended well, until it is seen whether it has left processes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from harness import Box
 
 
@@ -47,12 +49,21 @@ def test_sys_exit_in_a_signal_handler_stops_the_daemon_with_that_code(box: Box) 
 
 
 def test_a_start_while_it_stops_waits_for_its_end_and_starts(box: Box) -> None:
-    pid = box.start("@every(60)\ndef w(): pass\n@on('stop')\ndef linger(): log.info('lingering'); time.sleep(1)\n")
+    gate = box.path / "gate"
+    os.mkfifo(gate)
+    pid = box.start(
+        "@every(60)\ndef w(): pass\n@on('stop')\ndef linger(): log.info('lingering'); open(GATE).read()\n"
+        f"GATE = {str(gate)!r}\n"
+    )
     with box.popen("kill", "beat") as ending:
         box.await_log("lingering")
         assert box.status()["state"] == "stopping"
-        assert box.call("start", box.path / "beat.py").returncode == 0
+        with box.popen("start", box.path / "beat.py") as starting:
+            gate.write_text("")
+            starting.communicate(timeout=30)
+        assert starting.returncode == 0
         ending.communicate(timeout=30)
+    gate.unlink()  # the second one need not wait at it
     assert box.pid() not in (None, pid)
 
 

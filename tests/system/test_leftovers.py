@@ -43,7 +43,7 @@ def test_children_without_a_master_are_ended_by_the_next_start(box: Box) -> None
 def test_a_process_that_only_looks_like_a_leftover_is_spared(box: Box) -> None:
     master = box.start(WORKER)
     looks = ["beat: worker crunch-0", "-c", "import sys; print('up', flush=True); sys.stdin.read()"]
-    environ = {**os.environ, "DAEMONKIT_PID_FILE": "/elsewhere/beat.pid"}
+    environ = {**os.environ, "DAEMON_PID_FILE": "/elsewhere/beat.pid"}
     with subprocess.Popen(
         looks, executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, text=True
     ) as innocent:

@@ -327,6 +327,7 @@ def test_row_35_a_planted_socket_is_not_taken_for_the_daemons(open_box: Box) -> 
     """A run directory that became writable after the start: who listens is not who holds the PID file."""
     pid = open_box.start(COUNTED)
     path = open_box.run_dir / "beat.sock"
+    os.kill(pid, signal.SIGSTOP)  # or it would put its own socket back at once
     path.unlink()
     with socket.socket(socket.AF_UNIX) as impostor:
         impostor.bind(str(path))
@@ -336,6 +337,7 @@ def test_row_35_a_planted_socket_is_not_taken_for_the_daemons(open_box: Box) -> 
         assert is_one_sentence(done.stderr), done.stderr
         assert f"pid {os.getpid()} listens there, not the daemon, pid {pid}" in done.stderr
     path.unlink()
+    os.kill(pid, signal.SIGCONT)
     assert open_box.call("kill", "beat").returncode == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -158,8 +159,8 @@ def test_a_program_is_kept_alive_and_begins_as_any_program_does(box: Box) -> Non
     show = "grep -E 'Sig(Ign|Cgt|Blk)' /proc/self/status; ls -l /proc/self/fd | sed 's/.*-> //'; echo shown; sleep 1000"
     box.start(f'program("shell", ["sh", "-c", {show!r}], count=2)\n@every(100, fork=True)\ndef j(): ...\n')
     log = box.await_log("shown", 2)
-    ignored = {line.split()[-1] for line in log.splitlines() if "SigIgn" in line}
-    assert ignored == {"0" * 16}
+    ignored = {int(line.split()[-1], 16) for line in log.splitlines() if "SigIgn" in line}
+    assert {mask & 0x7FFF_FFFF for mask in ignored} == {0}  # 32 and 33 are the C library's own
     assert "socket:" not in log
     assert "beat.pid" not in log
     before = pids(box)["worker shell-0"]
@@ -760,3 +761,82 @@ def test_fork_hooks_run_in_each_child_and_one_that_fails_is_told(box: Box) -> No
     os.kill(pids(box)["worker crunch-0"], signal.SIGKILL)
     assert "RuntimeError: hook failed (pid" in box.await_log("given up as fatal")
     assert box.pid() is not None
+
+
+def test_the_example_with_workers_runs_as_its_text_says(box: Box) -> None:
+    text = (Path(__file__).parents[2] / "etc/examples/crunch.py").read_text()
+    (box.path / "crunch.py").write_text(text)
+    assert box.call("start", box.path / "crunch.py").returncode == 0
+    assert "primes from 1000000 on" in box.await_log("primes from", 2)
+    assert {"worker crunch-0", "worker crunch-1"} <= pids(box, "crunch").keys()
+    assert box.call("scale", "crunch", "crunch", "4").returncode == 0
+    box.await_log("primes from 3000000 on")
+    assert box.call("trigger", "crunch", "report").returncode == 0
+    assert "crunch: load (" in box.log.read_text()
+    (box.path / "crunch.py").write_text(text.replace("primes from", "new primes from"))
+    assert box.call("reload", "crunch").returncode == 0
+    assert "new primes from" in box.await_log("new primes from", 4)
+    assert box.call("kill", "crunch").returncode == 0
+
+
+def test_a_service_manager_hears_ready_when_the_last_worker_is_replaced(box: Box) -> None:
+    gate, address = box.path / "gate", str(box.path / "notify")
+    os.mkfifo(gate)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(30)
+        script = box.script(showing("old"))
+        process = box.popen("run", script, env={**box.environ, "NOTIFY_SOCKET": address}, stdout=subprocess.DEVNULL)
+        heard: list[bytes] = []
+        while not any(b"READY=1" in each for each in heard):
+            heard.append(manager.recv(4096))
+        box.await_log("old", 3)
+        rewrite(box, showing("new", f"index or open({str(gate)!r}).close()"))
+        process.send_signal(signal.SIGHUP)
+        while b"RELOADING=1" not in heard[-1]:
+            heard.append(manager.recv(4096))
+        box.await_log("new 0")
+        manager.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            manager.recv(4096)
+        manager.settimeout(30)
+        gate.open("w").close()
+        assert b"READY=1\nSTATUS=reloaded" in manager.recv(4096)
+        assert box.log.read_text().count("bye old") == 3
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+def test_python_takes_no_child_for_one_with_threads(box: Box) -> None:
+    """From 3.12 on it warns of a fork in a process with several, which it counts in /proc/self/stat."""
+    box.start(
+        """
+        import warnings
+        warnings.simplefilter("error")
+
+        def fork():
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+
+        @worker(max_restarts=0)
+        def crunch(stop):
+            fork()
+            log.info("forked in a worker")
+            stop.wait()
+
+        @every(3600, first=0)
+        def inline():
+            fork()
+            log.info("forked in the master")
+
+        @every(3600, first=0, fork=True)
+        def job():
+            fork()
+            log.info("forked in a job")
+        """
+    )
+    box.await_log("forked in", 3)
+    assert box.call("reload", "beat").returncode == 0
+    assert "Warning" not in box.await_log("forked in a worker", 2)
