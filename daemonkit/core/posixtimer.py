@@ -8,7 +8,7 @@ import time
 from typing import Final
 
 _SIGEV_SIGNAL: Final = 0
-_TIMER_ABSTIME: Final = 1
+_LEAST: Final = 1_000_000  # nanoseconds
 
 
 class _SigEvent(ctypes.Structure):
@@ -41,8 +41,10 @@ class PosixTimer:
 
     def arm(self, due: int) -> None:
         """Send the signal at ``due`` (monotonic nanoseconds), and not at an earlier time that was set; 0 disarms."""
-        spec = (ctypes.c_long * 4)(0, 0, due // 10**9, due % 10**9)  # struct itimerspec: the interval, the value
-        self._check(self._libc.timer_settime(self._id, _TIMER_ABSTIME, ctypes.byref(spec), None))
+        # Relative: an absolute time of a clock that is only pretended to us would ring at once, again and again.
+        left = max(due - time.monotonic_ns(), _LEAST) if due else 0
+        spec = (ctypes.c_long * 4)(0, 0, left // 10**9, left % 10**9)  # struct itimerspec: the interval, the value
+        self._check(self._libc.timer_settime(self._id, 0, ctypes.byref(spec), None))
 
     def close(self) -> None:
         """Give the timer back."""

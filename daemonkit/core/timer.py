@@ -62,8 +62,12 @@ class Timer:
         heapq.heapify(self._heap)
 
     def once(self, name: str, delay: float, func: Callable[[], object]) -> Job:
-        """Call ``func`` in ``delay`` seconds; ``pause`` the returned job to call it off."""
+        """Call ``func`` in ``delay`` seconds; ``pause`` the returned job to call it off.
+
+        It is the daemon's own: a stop whose time is up does not interrupt it.
+        """
         job = Job(name, func, After(round(delay * 1e9)), Policy())
+        job.launch = _call
         job.planned = time.monotonic_ns() + round(delay * 1e9)
         heapq.heappush(self._heap, self._entry(job, job.planned))
         return job
@@ -282,3 +286,12 @@ class Timer:
             else:
                 self._signals.restore(number)
                 log.warning("job %s has set %s as handler of %s; ours is back: use @on(%r)", job.name, what, name, name)
+
+
+def _call(job: Job, wall: int) -> bool:
+    try:
+        job.func()
+    except Exception:  # a mistake of ours must not end the daemon
+        log.exception("daemonkit itself failed: %s; the daemon goes on", job.name)
+        return False
+    return True

@@ -165,8 +165,8 @@ class Crew:
             if old is not None:
                 self._retire(old)
         else:
-            error = f"{error}; the old code goes on"
-            if not fresh.is_lost and not self._is_stopping:
+            if not self._is_stopping:
+                error = f"{error}; the old code goes on"
                 self.workers.go_back(fresh)
             self.workers.use(old)
             self._retire(fresh)

@@ -52,7 +52,7 @@ class Workers:
     def go_back(self, fresh: Server) -> None:
         """Replace again what comes from ``fresh``."""
         for place in list(self):
-            if place.source is fresh:
+            if place.source is fresh and not fresh.is_lost:  # else its end will be told
                 place.replace(None)
 
     def scale(self, worker: Worker, count: int) -> None:

@@ -840,3 +840,18 @@ def test_python_takes_no_child_for_one_with_threads(box: Box) -> None:
     box.await_log("forked in", 3)
     assert box.call("reload", "beat").returncode == 0
     assert "Warning" not in box.await_log("forked in a worker", 2)
+
+
+def test_alarms_of_the_stop_schedules_do_their_work_after_graceful_timeout_too(box: Box) -> None:
+    """They are no code of the script, which is interrupted then: the fourth time would be the end of the process."""
+    box.start(
+        STUBBORN.format('count=20, stop_schedule="TERM/0.5/INT/0.5/TERM/0.5/INT/0.5/TERM/0.5"'),
+        "--graceful-timeout",
+        "0.4",
+    )
+    box.await_log(": up", 20)
+    assert box.call("kill", "beat").returncode == 0
+    log = box.log.read_text()
+    assert log.count("had not ended in time") == 20
+    assert "interrupted" not in log
+    assert "stopped" in log
