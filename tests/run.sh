@@ -45,8 +45,10 @@ for version in 3.11 3.12 3.13; do
     fi
     echo "== Python $version"
     # The tests import the installed wheel, not the checkout: the checkout is not on the path.  They mostly wait for
-    # processes, so there are two at a time for each processor.
-    "$venv/bin/python" -P -m pytest --import-mode=importlib -q -n "$((2 * $(nproc)))" --dist worksteal "$@"
+    # processes, so there are two at a time for each processor.  One that hangs for ten minutes shows its
+    # stack and ends its process, which fails it.
+    "$venv/bin/python" -P -m pytest --import-mode=importlib -q -n "$((2 * $(nproc)))" --dist worksteal --durations=25 \
+        -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true "$@"
     tested="$tested $version"
 done
 [ -n "$tested" ] || { echo "no Python 3.11, 3.12 or 3.13 here; install python3" >&2; exit 1; }
