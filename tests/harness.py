@@ -123,7 +123,7 @@ class Box:
         for pidfile in self.run_dir.glob("*.pid"):
             with contextlib.suppress(Exception):
                 if inspect(str(pidfile)).locked:
-                    self.call("kill", "--timeout", "5", "--run-dir", self.run_dir, pidfile.stem)
+                    self.call("kill", "--timeout", "2", "--run-dir", self.run_dir, pidfile.stem)
         left = self.processes()
         for pid in left:
             with contextlib.suppress(ProcessLookupError):

@@ -25,14 +25,16 @@ find_python() {
     done
 }
 
+tools="pytest pytest-xdist hypothesis docutils cloudpickle flask gunicorn pg8000 sysv-ipc"
 wheel=""
 tested=""
 for version in 3.11 3.12 3.13; do
     python=$(find_python "$version")
     [ -n "$python" ] || continue
     venv=.venv-$version
+    # shellcheck disable=SC2086  # a list of words
     if [ -z "$wheel" ]; then
-        sh tests/venv.sh "$python" "$venv" build ruff mypy pytest pytest-xdist hypothesis docutils flask gunicorn pg8000 sysv-ipc
+        sh tests/venv.sh "$python" "$venv" build ruff mypy $tools
         rm -rf build dist
         "$venv/bin/python" -m build --outdir dist . >/dev/null
         wheel=$(ls dist/*.whl)
@@ -40,7 +42,7 @@ for version in 3.11 3.12 3.13; do
         "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check .
         "$venv/bin/mypy"
     else
-        sh tests/venv.sh "$python" "$venv" pytest pytest-xdist hypothesis docutils flask gunicorn pg8000 sysv-ipc
+        sh tests/venv.sh "$python" "$venv" $tools
         "$venv/bin/pip" install -q --disable-pip-version-check --force-reinstall "$wheel"
     fi
     echo "== Python $version"

@@ -26,6 +26,7 @@ from daemonkit import Pool
 from daemonkit.errors import CallTimeout, PoolFull, UnpicklableError, UsageError, WorkerLost
 from daemonkit.processes.pickled import RemoteTraceback
 
+OTHERS: set[int] = set()
 KINDS = {"fresh": 1, "three": 3, "kept": None}
 
 
@@ -44,13 +45,20 @@ def pool(reuse: int | None) -> Iterator[Pool]:
     assert not ours(), "processes are left"
 
 
+@pytest.fixture(autouse=True)
+def others() -> None:
+    """What this process has running for other tests."""
+    OTHERS.clear()
+    OTHERS.update(ours())
+
+
 def ours() -> list[int]:
-    """Children of this process that live."""
+    """Children of this process that live, and began with the test."""
     found = []
     for task in os.listdir("/proc/self/task"):
         with contextlib.suppress(FileNotFoundError):  # the thread has ended meanwhile
             found += Path(f"/proc/self/task/{task}/children").read_text().split()
-    return [int(word) for word in found]
+    return [int(word) for word in found if int(word) not in OTHERS]
 
 
 def fifo(path: Path) -> Path:
@@ -633,17 +641,16 @@ def test_a_full_pool_makes_submit_wait_or_says_so(reuse: int | None, tmp_path: P
 
 
 def test_the_number_of_workers_can_be_changed_while_they_run(reuse: int | None, tmp_path: Path) -> None:
-    told, path = fifo(tmp_path / "told"), fifo(tmp_path / "fifo")
+    told, *paths = (fifo(tmp_path / name) for name in ("told", "first", "second"))
     with Pool(1, reuse=reuse) as pool:
-        made = [pool.submit(calls.tell_and_read, str(told), str(path))]
+        made = [pool.submit(calls.tell_and_read, str(told), str(paths[0]))]
         assert told.read_text()
-        made.append(pool.submit(calls.tell_and_read, str(told), str(path)))
+        made.append(pool.submit(calls.tell_and_read, str(told), str(paths[1])))
         pool.max_workers = 2
         assert told.read_text()  # the second one has begun
-        for call in made:
+        for call, path in zip(made, paths, strict=True):
             path.write_text("x")
-            assert futures.wait(made, PATIENCE, futures.FIRST_COMPLETED).done
-            made = [call for call in made if not call.done()]
+            assert call.result(PATIENCE) == "x"
         pool.max_workers = 1
         assert pool.submit(calls.square, 3).result(PATIENCE) == 9
         with pytest.raises(UsageError):

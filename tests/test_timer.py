@@ -164,6 +164,18 @@ def test_a_paused_job_rests_and_comes_back_to_its_grid(rig: Rig) -> None:
     assert resting.record.missed == 0
 
 
+def test_what_is_due_before_the_deadline_of_a_stop_comes_in_time_after_an_alarm_that_was_called_off(rig: Rig) -> None:
+    called_off = rig.timer.once("called off", 0.02, lambda: None)
+    assert not rig.timer.run_due()  # the alarm is set for it
+    rig.timer.pause(called_off)
+    rig.signals.stop.ask(signal.SIGTERM)
+    done: list[int] = []
+    rig.timer.once("kill", 0.04, lambda: done.append(1))
+    rig.run_until(lambda: bool(done))
+    assert rig.signals.stop.deadline is not None
+    assert time.monotonic() < rig.signals.stop.deadline - 1
+
+
 def test_nothing_is_armed_when_nothing_is_due(rig: Rig) -> None:
     once = Job("once", lambda: None, After(MS), Policy())
     rig.timer.begin([once])

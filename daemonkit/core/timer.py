@@ -243,10 +243,11 @@ class Timer:
 
     def _arm(self, due: int) -> None:
         """Let the alarm ring at ``due``; 0 means never.  While a stop is under way its deadline may ring before."""
-        if due == self._armed:
-            return
         if self._signals.stop.deadline is not None:
             self._signals.stop.ring_by(due / 1e9 if due else math.inf)
+            self._armed = 0  # the alarm was the stop's own since its deadline was set, and is so until that is gone
+            return
+        if due == self._armed:
             return
         if self.fd is not None:
             timerfd.arm(self.fd, due)

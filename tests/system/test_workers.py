@@ -577,7 +577,7 @@ def test_a_reload_during_a_reload_is_done_afterwards(box: Box) -> None:
 def test_a_stop_during_a_reload_ends_all(box: Box) -> None:
     gate = box.path / "gate"
     os.mkfifo(gate)
-    box.start(showing("old"))
+    box.start(showing("old"), "--graceful-timeout", "1")
     box.await_log("old", 3)
     rewrite(box, showing("new", f"open({str(gate)!r}).close(); stop.ready()", ", readiness=True"))
     with box.popen("reload", "beat") as reload:
