@@ -8,7 +8,7 @@ demo: $(VENV)/ready
 	@sh etc/examples/demo.sh $(VENV)/bin
 
 test:
-	@sh tests/run.sh
+	@EVERY=$(EVERY) sh tests/run.sh
 
 $(VENV)/ready: pyproject.toml
 	@sh tests/venv.sh $(PYTHON) $(VENV) .

@@ -15,8 +15,14 @@ import peers
 from rig import as_a_user
 
 HERE = Path(__file__).parent
-SCRIPTS = ("commands.py", "truth.py", "timer.py", "firing.py", "idle.py")
-PACKAGES = ("daemonkit", "python-daemon", "daemonocle", "supervisor", "APScheduler", "schedule", "click")
+SCRIPTS = (
+    *("commands.py", "truth.py", "timer.py", "firing.py", "idle.py"),
+    *("fork.py", "children.py", "pool.py", "small_box.py", "background.py", "ipc.py"),
+)
+PACKAGES = (
+    *("daemonkit", "python-daemon", "daemonocle", "supervisor", "APScheduler", "schedule", "click"),
+    *("pebble", "loky", "sysv-ipc"),
+)
 HEAD = """\
 Figures
 =======

@@ -1,6 +1,7 @@
 #!/bin/sh
-# What `make test` does: ruff, mypy and the tests on every Python of 3.11, 3.12, 3.13 that the machine has, the tests
-# running against the wheel as it is installed.  Needs only python3; as root on Debian it installs what else is wanted.
+# What `make test` does: ruff, mypy and all tests on the first Python of 3.11, 3.12, 3.13 that the machine has, the unit
+# tests and the daemon's becoming one on the others, too; EVERY=1: all on each.  They run against the wheel as it is
+# installed.  Needs only python3; as root on Debian it installs what else is wanted.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -39,18 +40,23 @@ for version in 3.11 3.12 3.13; do
         "$venv/bin/python" -m build --outdir dist . >/dev/null
         wheel=$(ls dist/*.whl)
         "$venv/bin/pip" install -q --disable-pip-version-check --force-reinstall "$wheel"
-        "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check .
+        "$venv/bin/ruff" check .
+        "$venv/bin/ruff" format --check .
         "$venv/bin/mypy"
+        selected=tests
     else
         sh tests/venv.sh "$python" "$venv" $tools
         "$venv/bin/pip" install -q --disable-pip-version-check --force-reinstall "$wheel"
+        # What the other system tests look at is the kernel's and systemd's more than Python's.
+        [ -n "${EVERY:-}" ] || selected="$(echo tests/test_*.py) tests/system/test_becoming_a_daemon.py"
     fi
     echo "== Python $version"
     # The tests import the installed wheel, not the checkout: the checkout is not on the path.  They mostly wait for
     # processes, so there are two at a time for each processor.  One that hangs for ten minutes shows its
     # stack and ends its process, which fails it.
+    # shellcheck disable=SC2086  # a list of words
     "$venv/bin/python" -P -m pytest --import-mode=importlib -q -n "$((2 * $(nproc)))" --dist worksteal --durations=25 \
-        -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true "$@"
+        -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true $selected "$@"
     tested="$tested $version"
 done
 [ -n "$tested" ] || { echo "no Python 3.11, 3.12 or 3.13 here; install python3" >&2; exit 1; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -31,18 +32,17 @@ def test_a_server_that_is_killed_takes_its_children_with_it_and_is_told_as_lost(
 
 def test_what_a_server_has_said_before_it_was_killed_is_heard_though_it_was_asked_for_more() -> None:
     with Serving() as serving:
-        asked = serving.spawn("")
         last = serving.started(SLEEP)
-        ended = serving.spawn("raise SystemExit(4)")
-        # STARTED and ENDED wait in our socket, a request in the server's.
-        serving.until(lambda: ended.child.pid is not None)
+        asked = serving.spawn("signal.pause()")
+        # That it was STARTED waits in our socket, a request in the server's.
+        assert select.select([serving.children.wire], [], [], PATIENCE)[0]
         serving.process.send_signal(signal.SIGSTOP)
         serving.spawn("")
         serving.process.kill()
         serving.process.wait()
         with pytest.raises(ForkServerLost):
             serving.until(lambda: False)
-        assert asked.receipt is not None
+        await_end(asked.pid)
         await_end(last.pid)
         serving.close()
 

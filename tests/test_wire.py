@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import resource
@@ -21,6 +22,7 @@ from daemonkit.processes.wire import INLINE, Closed, Wire, pair
 @pytest.fixture
 def wires() -> Iterator[tuple[Wire, Wire]]:
     """Two ends that do not block; the test fails if a descriptor is left."""
+    gc.collect()  # what other tests have forgotten is not closed meanwhile
     before = descriptors()
     one, other = pair()
     one.setblocking(False)
