@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from daemonkit import leftovers
@@ -22,7 +22,7 @@ from daemonkit.master.roll import Roll
 from daemonkit.master.server import Server
 from daemonkit.master.workers import Workers
 from daemonkit.processes.receipt import Receipt
-from daemonkit.processes.worker import Restarts
+from daemonkit.processes.worker import Restarts, Worker
 from daemonkit.script import Script
 
 log = logging.getLogger("daemonkit")
@@ -45,6 +45,7 @@ class Crew:
         self._roll: Roll | None = None
         self._reloads: list[Done] = []  # asked for while one was under way
         self._is_stopping = False
+        self._declared: Mapping[str, Worker] = script.workers  # by the code that the workers run
         self.workers = Workers(parts.timer, on_fatal)
         self.jobs = ForkedJobs(parts.timer, self._current)
 
@@ -67,7 +68,7 @@ class Crew:
         """Start the workers; from now on the forked jobs can be launched."""
         self.configure(options)
         self.jobs.begin(self._script.jobs)
-        self.workers.begin(self._script.workers)
+        self.workers.begin(self._declared)
 
     def resume(self) -> None:
         """Start again what ``stop`` has ended: there is to be no end after all."""
@@ -126,10 +127,9 @@ class Crew:
 
     def scale(self, name: str, count: int) -> str | None:
         """Have ``count`` processes of the worker ``name``; return why that cannot be."""
-        workers = self._script.workers
-        worker = workers.get(name)
+        worker = self._declared.get(name)
         if worker is None:
-            there = f"there are: {', '.join(workers)}" if workers else "the script declares none"
+            there = f"there are: {', '.join(self._declared)}" if self._declared else "the script declares none"
             return f"no worker named {name!r}; {there}"
         if self._is_stopping:
             return "the daemon is stopping"
@@ -139,7 +139,7 @@ class Crew:
 
     def scale_by(self, step: int) -> None:
         """One process more or less of the worker that was declared first (SIGTTIN, SIGTTOU)."""
-        name = next(iter(self._script.workers), None)
+        name = next(iter(self._declared), None)
         if name is None:
             log.info("there are no workers to add or remove")
         elif self._is_stopping:
@@ -162,6 +162,7 @@ class Crew:
         if error is None or old is None or old.is_lost:
             self.workers.use(fresh)
             fresh.on_loaded(_log_failure)
+            self._take_counts(fresh.workers)
             if old is not None:
                 self._retire(old)
         else:
@@ -175,6 +176,13 @@ class Crew:
         else:
             self._tell_reloaded(error, waiting)
 
+    def _take_counts(self, fresh: Mapping[str, Worker]) -> None:
+        """Have as many as the new code declares; what was scaled by hand stays where the declaration has."""
+        for name, worker in fresh.items():
+            if name not in self._declared or self._declared[name].processes != worker.processes:
+                self.workers.scale(worker, worker.processes)
+        self._declared = {**self._declared, **fresh}
+
     def _retire(self, loser: Server) -> None:
         if loser.is_loaded:
             loser.retire(lambda: self._servers.remove(loser))
@@ -185,7 +193,7 @@ class Crew:
     def _tell_reloaded(self, error: str | None, waiting: list[Done]) -> None:
         if error:
             log.error("reload: %s", error)
-        elif self._script.workers:
+        elif self._declared:
             log.info("the workers were replaced")
         for done in waiting:
             done(error)

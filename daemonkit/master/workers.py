@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from daemonkit.core.timer import Timer
@@ -29,10 +29,9 @@ class Workers:
         for places in self._places.values():
             yield from places
 
-    def begin(self, workers: dict[str, Worker]) -> None:
+    def begin(self, workers: Mapping[str, Worker]) -> None:
         """Start all that are declared."""
         for worker in workers.values():
-            self._places[worker.name] = []
             self.scale(worker, worker.processes)
 
     def resume(self) -> None:
@@ -57,7 +56,7 @@ class Workers:
 
     def scale(self, worker: Worker, count: int) -> None:
         """Have ``count`` processes of ``worker``; those with the highest index go first."""
-        places = self._places[worker.name]
+        places = self._places.setdefault(worker.name, [])
         leaving = places[count:]
         del places[count:]
         for place in leaving:

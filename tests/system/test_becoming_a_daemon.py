@@ -269,10 +269,10 @@ def test_row_01_inherited_descriptors_are_closed_up_to_a_limit_of_a_million_with
         for number in (*range(300, 1300), limit // 2, limit - 1):
             os.dup2(0, number)
 
-    pid = box.start(QUIET, name="plain.py")
-    os.kill(pid, signal.SIGUSR1)
+    first = box.start(QUIET, name="plain.py")
+    os.kill(first, signal.SIGUSR1)
     box.await_log("plain: running")  # its loop turns: all that it opens is open
-    plain = descriptors_of(pid)
+    plain = descriptors_of(first)
     began = time.monotonic()
     done = box.call("start", box.script(QUIET), preexec_fn=inherit, close_fds=False)
     assert time.monotonic() - began < 10  # bounded; one close(2) for each would be a million calls

@@ -52,6 +52,15 @@ needs_faketime = pytest.mark.skipif(FAKETIME is None, reason="needs libfaketime"
 
 
 @pytest.fixture(autouse=True)
+def sweep() -> Iterator[None]:
+    """libfaketime leaves files behind for processes that end without exit(3)."""
+    yield
+    for path in Path("/dev/shm").glob("*faketime_s*_*"):
+        if not Path(f"/proc/{path.name.rpartition('_')[2]}").exists():
+            path.unlink(missing_ok=True)
+
+
+@pytest.fixture(autouse=True)
 def known_and_compiled(box: Box, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Let setproctitle leave the mark of the box in /proc/PID/environ, and let commands compile their code once."""
     bytecode = tmp_path_factory.getbasetemp() / "bytecode"

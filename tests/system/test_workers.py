@@ -536,6 +536,26 @@ def test_new_code_without_the_worker_is_a_failed_reload(box: Box) -> None:
     assert "the new code has no worker named 'crunch'; reexec the daemon" in done.stderr
 
 
+def test_a_reload_has_as_many_workers_as_the_new_code_declares_and_those_that_it_adds(box: Box) -> None:
+    box.start(showing("old"))
+    box.await_log("old", 3)
+    rewrite(box, showing("new").replace("count=3", "count=2") + showing("more").replace("crunch", "grind"))
+    assert box.call("reload", "beat").returncode == 0
+    box.await_log("test: more", 3)
+    assert set(pids(box)) == {
+        "fork server",
+        "worker crunch-0",
+        "worker crunch-1",
+        *(f"worker grind-{n}" for n in range(3)),
+    }
+    assert box.call("scale", "beat", "crunch", "4").returncode == 0  # by hand: that stays while the declaration does
+    assert box.call("scale", "beat", "grind", "1").returncode == 0
+    box.await_log("bye more", 2)
+    assert box.call("reload", "beat").returncode == 0
+    names = set(pids(box)) - {"fork server"}
+    assert names == {"worker grind-0", *(f"worker crunch-{index}" for index in range(4))}
+
+
 def test_a_reload_gives_a_worker_that_was_given_up_another_chance(box: Box) -> None:
     box.start("@worker(max_restarts=0)\ndef crunch(stop):\n    1 / 0\n")
     box.await_log("given up as fatal")
