@@ -69,7 +69,8 @@ def test_it_is_detached_with_the_last_view(objects: Objects) -> None:
     view[:] = b"abc"  # still there: no crash
     del view
     assert attached() == before
-    assert memory.size == 0
+    with pytest.raises(ValueError, match="released"):
+        _ = memory.size
     memory.close()
     memory.remove()
 
@@ -133,3 +134,13 @@ def test_slices_have_their_size(objects: Objects) -> None:
         with pytest.raises(ValueError, match="different structures"):
             memory[0:3] = b"four"
         memory.remove()
+
+
+def test_memory_that_was_closed_cannot_be_read_as_empty() -> None:
+    memory = ipc.SharedMemory(None, 16)
+    memory.remove()
+    memory.close()
+    memory.close()
+    for use in (lambda: memory[0:1], lambda: len(memory), lambda: memory.__setitem__(slice(0, 1), b"x")):
+        with pytest.raises(ValueError, match="released"):
+            use()

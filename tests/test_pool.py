@@ -657,6 +657,23 @@ def test_the_number_of_workers_can_be_changed_while_they_run(reuse: int | None, 
             pool.max_workers = 0
 
 
+def test_a_process_that_a_call_forks_answers_nothing_and_takes_no_calls(pool: Pool) -> None:
+    assert pool.submit(calls.fork_and_return).result(PATIENCE) == "parent"
+    assert list(pool.map(calls.square, range(5))) == [0, 1, 4, 9, 16]
+
+
+def test_a_time_out_may_be_longer_than_poll_can_sleep(pool: Pool) -> None:
+    assert pool.options(timeout=3e6, max_rss=1e12).submit(calls.square, 2).result(PATIENCE) == 4
+
+
+@pytest.mark.parametrize(
+    "limit", [{"timeout": float("inf")}, {"timeout": True}, {"max_rss": 2**70}, {"max_rss": -1}, {"cpu": float("nan")}]
+)
+def test_a_limit_that_cannot_be_meant_is_refused(limit: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(limit))} must be a number greater than 0 and at most"):
+        Pool(**limit)
+
+
 def test_kill_ends_everything_at_once(reuse: int | None, tmp_path: Path) -> None:
     told = fifo(tmp_path / "told")
     pool = Pool(1, reuse=reuse)

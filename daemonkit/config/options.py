@@ -20,6 +20,7 @@ Schedule = tuple[tuple[int, float], ...]
 PREFIX: Final = "DAEMONKIT_"
 MAX_NAME: Final = 64  # characters
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+POLICIES: Final = ("refuse", "warn", "close")  # of processes.guard
 HARMLESS: Final = frozenset(["CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "WINCH", "ALRM"])  # end no daemon
 _LETTERS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 
@@ -140,6 +141,13 @@ def _level(value: object, what: str) -> str:
     return level
 
 
+def _policy(value: object, what: str) -> str:
+    policy = _text(value, what).strip().lower()
+    if policy not in POLICIES:
+        _refuse(what, value, f"not one of {', '.join(POLICIES)}{nearest(policy, POLICIES)}")
+    return policy
+
+
 def _name(value: object, what: str) -> str:
     return check_name(_text(value, what))
 
@@ -163,6 +171,7 @@ SECONDS: Final = Kind("seconds", "SECONDS", 'seconds, or text such as "90s", "5m
 BOUND: Final = Kind("seconds", "SECONDS", 'seconds above 0, or text such as "90s", "5m"', _bound)
 SCHEDULE: Final = Kind("schedule", "SCHEDULE", "SIGNAL/SECONDS/...", parse_stop_schedule)
 COUNT: Final = Kind("integer", "N", "", _count)
+POLICY: Final = Kind("policy", "POLICY", "|".join(POLICIES), _policy)
 LEVEL: Final = Kind("level", "LEVEL", "|".join(LEVELS), _level)
 
 
@@ -250,6 +259,9 @@ class Options:
     )
     concurrency: Option[int | None] = Option(
         COUNT, None, "Tasks that run at the same time (default: one per processor).", late=True
+    )
+    fork_guard: Option[str] = Option(
+        POLICY, "close", "What children do with connections that the script opened at its import.", late=True
     )
     log_level: Option[str] = Option(LEVEL, "INFO", "Least level that is logged.", late=True)
 

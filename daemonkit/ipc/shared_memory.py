@@ -63,6 +63,7 @@ class SharedMemory(KernelObject):
         with contextlib.suppress(BufferError):  # somebody looks
             self.buf.release()
         self.buf = memoryview(b"")
+        self.buf.release()  # whoever uses it from now on is told, by a ValueError
 
     def __enter__(self) -> SharedMemory:
         return self

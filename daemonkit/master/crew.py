@@ -55,11 +55,14 @@ class Crew:
         ``close`` gives back, in the server, what is the master's alone.
 
         Raises:
+            ForkRefused: the script's import has left threads or connections, and ``fork_guard`` is "refuse".
             StartError: there is no room for another process.
         """
+        parts = self._parts
+        guard = forks.guard_for(parts.configuration.options.fork_guard, parts.handover.listen_fds)
         flush_streams()
         try:
-            made = forks.fork(self._parts.loop, self._script, self._parts.sink, close, self._lost)
+            made = forks.fork(parts.loop, self._script, parts.sink, guard, close, self._lost)
         except OSError as error:
             raise StartError(f"fork the fork server: {error.strerror}") from None
         self._take_on(made)
@@ -159,6 +162,7 @@ class Crew:
     def _rolled(self, fresh: Server, error: str | None, waiting: list[Done]) -> None:
         """A reload has come to its end: children come from the winner now."""
         old, self._roll = self.workers.server, None
+        stuck: list[str] = []
         if error is None or old is None or old.is_lost:
             self.workers.use(fresh)
             fresh.on_loaded(_log_failure)
@@ -168,13 +172,13 @@ class Crew:
         else:
             if not self._is_stopping:
                 error = f"{error}; the old code goes on"
-                self.workers.go_back(fresh)
+                self.workers.go_back(fresh, stuck.append)
             self.workers.use(old)
             self._retire(fresh)
-        if error is None:
-            self.workers.when_quiet(lambda: self._tell_reloaded(None, waiting))
-        else:
+        if self._is_stopping:
             self._tell_reloaded(error, waiting)
+        else:
+            self.workers.when_quiet(lambda: self._tell_reloaded(_but_for(error, stuck), waiting))
 
     def _take_counts(self, fresh: Mapping[str, Worker]) -> None:
         """Have as many as the new code declares; what was scaled by hand stays where the declaration has."""
@@ -271,6 +275,10 @@ class Crew:
             return
         made.on_loaded(_log_failure)
         self._take_on(made)
+
+
+def _but_for(error: str | None, stuck: list[str]) -> str | None:
+    return f"{error}, but for what it does not come up for and so stays new: {'; '.join(stuck)}" if stuck else error
 
 
 def _tell_ends(server: Server) -> None:

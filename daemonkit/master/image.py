@@ -333,9 +333,12 @@ def _serve_forks(handover: Handover) -> NoReturn:
     """Be a fork server that has loaded the script; if it cannot be loaded, tell the master why."""
     from daemonkit.core import prctl
     from daemonkit.master import server
+    from daemonkit.processes.forkserver import MASTERS
     from daemonkit.processes.worker import Note
 
-    prctl.die_with_parent(signal.SIGTERM)
+    prctl.die_with_parent(signal.SIGKILL)
+    # Threads that the import starts inherit this: else they would take the signals that the server waits for.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD, *MASTERS))
     take_title(f"{handover.name}: fork server")
     notes = server.take_notes(handover)
     default.listen_fds = handover.listen_fds
@@ -346,7 +349,11 @@ def _serve_forks(handover: Handover) -> NoReturn:
         if handover.is_module:
             add_working_directory(handover.cwd)
         script = default.loading.load(handover.target, handover.is_module, handover.args)
-        default.settings = _with_script(handover, script, configuration).settings
+        configuration = _with_script(handover, script, configuration)
+        default.settings = configuration.settings
+        guard = server.guard_for(configuration.options.fork_guard, handover.listen_fds)
+        guard.check()
+        guard.in_child()
     except Exception as error:  # noqa: BLE001 - whatever it is, the master is told
         notes.send(Note.FAILED, 0, str(error).encode()[: server.FAILURE])
         leave(1)

@@ -235,10 +235,13 @@ class Place:
 
     def _leave(self) -> None:
         """It is not to run, and does not."""
+        self._empty()
+        self._workers.gone(self)
+
+    def _empty(self) -> None:
         self._forget_alarms()
         self.state, self.life = State.IDLE, None
         self._on_trial = None
-        self._workers.gone(self)
 
     def _seek_server(self) -> None:
         if self._on_trial:
@@ -274,9 +277,10 @@ class Place:
 
     def _fail_trial(self, why: str) -> None:
         told = self._on_trial
-        self._leave()
+        self._empty()
         if told:
             told(f"worker {self.name}: {why}")
+        self._workers.gone(self)  # only now: who waits for quiet wants to know how it went
 
     def _tell_trial(self, error: str | None) -> None:
         told, self._on_trial = self._on_trial, None

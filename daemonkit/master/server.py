@@ -14,7 +14,7 @@ import pickle
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypedDict
 
 from daemonkit.core import tree
@@ -25,6 +25,7 @@ from daemonkit.errors import ForkServerLost, ScriptError, told
 from daemonkit.processes import child
 from daemonkit.processes.children import Child, Children, OnEnd, OnStart, fork_server, serve_wire
 from daemonkit.processes.forkserver import MASTERS
+from daemonkit.processes.guard import UNNAMED, Guard, connections
 from daemonkit.processes.wire import Closed, DescriptorsLost, Message, Wire, pair
 from daemonkit.processes.worker import Note, StopFlag, Worker
 
@@ -210,22 +211,31 @@ def _go_on(callback: Callable[..., None], *arguments: Any) -> None:
         log.exception("daemonkit itself failed; the daemon goes on")
 
 
+def guard_for(policy: str, listen_fds: Iterable[int]) -> Guard:
+    """Children share what systemd has handed over, and pairs of sockets; for the rest see ``Guard``."""
+    pairs = [connection.fd for connection in connections() if connection.peer == UNNAMED]
+    return Guard(policy, keep=[*pairs, *listen_fds])
+
+
 def fork(
-    loop: Loop, script: Script, sink: Sink, close: Callable[[], None], on_lost: Callable[[Server], None]
+    loop: Loop, script: Script, sink: Sink, guard: Guard, close: Callable[[], None], on_lost: Callable[[Server], None]
 ) -> Server:
     """Fork the server off this process, which has run nothing of the user's but the script's import.
 
     ``close`` gives back, in the server, what is the master's alone.
 
     Raises:
+        ForkRefused: the script's import has left threads or connections, and ``guard`` refuses them.
         OSError: there is no room for another process.
     """
+    guard.check()
     ours, theirs = pair()
     entrance = Entrance(script, sink, Wire(theirs))
 
     def prepare() -> None:
         ours.close()
         close()
+        guard.in_child()
         entrance.settle()
 
     pid, wire = fork_server(entrance.enter, prepare)
@@ -278,7 +288,7 @@ def take_notes(handover: Handover) -> Wire:
 
 
 def serve(handover: Handover, script: Script, sink: Sink, notes: Wire) -> NoReturn:
-    """Be the fork server in a fresh image that has loaded the script."""
+    """Be the fork server in a fresh image that has loaded the script, and been guarded."""
     entrance = Entrance(script, sink, notes)
     if handover.detached:
         sink.take_over_streams()

@@ -48,11 +48,16 @@ class Workers:
             if server:
                 place.react(Event.SERVER)
 
-    def go_back(self, fresh: Server) -> None:
-        """Replace again what comes from ``fresh``."""
+    def go_back(self, fresh: Server, failed: Callable[[str], object]) -> None:
+        """Replace again what comes from ``fresh``; ``failed`` is told of each process that could not be, and stays."""
+
+        def went(error: str | None) -> None:
+            if error is not None:
+                failed(error)
+
         for place in list(self):
             if place.source is fresh and not fresh.is_lost:  # else its end will be told
-                place.replace(None)
+                place.replace(None, went)
 
     def scale(self, worker: Worker, count: int) -> None:
         """Have ``count`` processes of ``worker``; those with the highest index go first."""

@@ -52,11 +52,13 @@ class Caller:
         """
         self._results = results
         self._known = known
+        self._pid = 0  # of the child
 
     def enter(self, message: Message) -> NoReturn:
         """Be the child that ``message`` asks for: with a descriptor it is kept, and its calls come through that."""
         global _progress
         code = child.FAILED
+        self._pid = os.getpid()
         try:
             _progress = self.progress
             prctl.become_subreaper()
@@ -97,8 +99,10 @@ class Caller:
             else:
                 result = function(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - SystemExit, too, is the future's to tell
+            self._leave_if_forked()
             self._fail(ERROR, error)
             return
+        self._leave_if_forked()
         try:
             packed = pickled.pack(result)
         except BaseException as error:  # noqa: BLE001 - as above
@@ -106,6 +110,11 @@ class Caller:
             self._fail(ERROR, error)
             return
         packed.send(self._results, RESULT, number)
+
+    def _leave_if_forked(self) -> None:
+        """A process that the call has forked, and that has come back from it, has no outcome and no calls to take."""
+        if os.getpid() != self._pid:
+            child.leave(0)
 
     def _unpickle(self, view: memoryview) -> Any:
         before = len(sys.modules)

@@ -31,6 +31,7 @@ from daemonkit.processes.wire import Closed, Message
 log = logging.getLogger("daemonkit.pool")
 
 _ATTEMPTS: Final = 3  # children that a call is given to, if they end before they begin it
+_LONGEST: Final = 3_600_000  # milliseconds of one sleep
 _BATCH: Final = 256  # outcomes read before room is filled again
 Step = tuple[Callable[[Any], None], Any]  # done outside the lock, for it may call what is not ours
 
@@ -177,7 +178,7 @@ class Dispatcher:
                 return False
             poll = server.poll if server else select.poll()
             poll.register(self._wakeup, select.POLLIN)
-            pause = None if not self._timers else max(0.0, self._timers[0][0] - time.monotonic()) * 1000 + 1
+            pause = self._pause()
             if server:
                 server.watch()
         ready = {fd for fd, _ in poll.poll(pause)}
@@ -193,6 +194,12 @@ class Dispatcher:
                 self._fill(self._server)
         _do(self._steps)
         return True
+
+    def _pause(self) -> float | None:
+        """Milliseconds until a call's time is up, or so many as poll(2) takes; None: no call has a bound."""
+        if not self._timers:
+            return None
+        return min(max(0.0, self._timers[0][0] - time.monotonic()) * 1000 + 1, _LONGEST)
 
     def _hear(self, server: Server, ready: set[int]) -> None:
         is_lost = False

@@ -17,7 +17,7 @@ class Limits(NamedTuple):
     """What one call may use; None: as much as it wants."""
 
     timeout: float | None = None  # seconds from its start in the child
-    max_rss: int | None = None  # bytes
+    max_rss: float | None = None  # bytes, a whole number
     cpu: float | None = None  # seconds
     on_progress: Callable[[Any], object] | None = None
     block: bool = True  # whether ``submit`` waits for room

@@ -29,6 +29,7 @@ log = logging.getLogger("daemonkit.fork")
 
 Hook = Callable[[], object]
 
+UNNAMED: Final = "an unnamed unix socket"  # as the other end of a socketpair(2) is
 _EXIT_TIMEOUT: Final = 0.25  # seconds that a running thread which Python does not know has, to turn out to be ending
 _PIDFD_THREAD: Final = os.O_EXCL  # pidfd_open(2), since Linux 6.9
 _STREAMS: Final = (0, 1, 2)  # every child has them; a supervisor may have made them sockets
@@ -290,7 +291,7 @@ def _told(address: Any) -> str:
         return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
     if isinstance(address, bytes):  # abstract (unix(7))
         return f"unix:@{address[1:].decode(errors='replace')}"
-    return f"unix:{address}" if address else "an unnamed unix socket"
+    return f"unix:{address}" if address else UNNAMED
 
 
 def _hang_up(found: Collection[Connection]) -> None:

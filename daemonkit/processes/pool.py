@@ -20,6 +20,7 @@ from daemonkit.processes import mainmodule, pickled
 from daemonkit.processes.dispatch import Dispatcher
 from daemonkit.processes.future import Call, Limits
 
+_MOST: Final = {"timeout": 10**9, "max_rss": 2**62, "cpu": 10**9}  # a call without a limit has None
 _UNREAD: Final = 10_000  # outcomes that are kept for ``results``
 
 
@@ -39,7 +40,7 @@ class Pool(Executor):
         initargs: tuple[Any, ...] = (),
         max_pending: int | None = None,
         timeout: float | None = None,
-        max_rss: int | None = None,
+        max_rss: float | None = None,
         cpu: float | None = None,
     ) -> None:
         """Start nothing yet: the first call does.
@@ -96,7 +97,7 @@ class Pool(Executor):
         self,
         *,
         timeout: float | None = None,
-        max_rss: int | None = None,
+        max_rss: float | None = None,
         cpu: float | None = None,
         on_progress: Callable[[Any], object] | None = None,
         block: bool = True,
@@ -139,7 +140,7 @@ class Pool(Executor):
                 self._outcomes.expect(call)
             call.set_exception(error)
             return call
-        request = child_call.request(pickle, limits.max_rss or 0, limits.cpu or 0, self._prefix)
+        request = child_call.request(pickle, int(limits.max_rss or 0), limits.cpu or 0, self._prefix)
         call = Call(dispatcher, name, limits, request)
         if is_collected:
             self._outcomes.expect(call)
@@ -355,8 +356,8 @@ def _flat(chunks: Iterator[list[Any]]) -> Iterator[Any]:
 
 def _checked(limits: Limits) -> Limits:
     for name, value in zip(("timeout", "max_rss", "cpu"), limits[:3], strict=True):
-        if value is not None and not (isinstance(value, int | float) and value > 0):
-            raise UsageError(f"{name} must be a number greater than 0, not {value!r}")
+        if value is not None and not (_is_number(value) and 0 < value <= _MOST[name]):
+            raise UsageError(f"{name} must be a number greater than 0 and at most {_MOST[name]}, not {value!r}")
     return limits
 
 
@@ -364,6 +365,10 @@ def _width(number: int) -> int:
     if not _is_count(number):
         raise UsageError(f"max_workers must be greater than 0, not {number!r}")
     return number
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_count(number: object) -> bool:

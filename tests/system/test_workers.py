@@ -536,6 +536,59 @@ def test_new_code_without_the_worker_is_a_failed_reload(box: Box) -> None:
     assert "the new code has no worker named 'crunch'; reexec the daemon" in done.stderr
 
 
+def test_a_worker_that_the_old_code_cannot_have_back_is_told(box: Box) -> None:
+    flag = str(box.path / "migrated")
+    script = f"""
+@worker(readiness=True)
+def first(stop):
+    if {{old}} and os.path.exists({flag!r}): raise ValueError("migrated already")
+    if not {{old}}: open({flag!r}, "w").close()
+    stop.ready()
+    stop.wait()
+
+@worker(readiness=True)
+def second(stop):
+    if not {{old}}: raise KeyError("no second")
+    stop.ready()
+    stop.wait()
+"""
+    box.start(script.format(old=True))
+    rewrite(box, script.format(old=False))
+    done = box.call("reload", "beat")
+    assert done.returncode == 1
+    assert "no second" in done.stderr
+    assert "the old code goes on, but for" in done.stderr
+    assert "worker first-0: ValueError: migrated already" in done.stderr
+    assert "migrated already" in box.log.read_text()
+
+
+def test_threads_and_connections_of_the_script_are_not_its_childrens(box: Box) -> None:
+    script = """
+import socket, threading
+listener = socket.create_server(("127.0.0.1", 0))
+connection = socket.create_connection(listener.getsockname())
+ours, theirs = socket.socketpair()
+threading.Thread(target=time.sleep, args=(1000,), daemon=True, name="poller").start()
+
+@worker
+def crunch(stop):
+    theirs.send(b"x")
+    log.info("read %r", connection.recv(1))
+    stop.wait()
+"""
+    box.start(script)
+    log = box.await_log("read b''")
+    assert "daemonkit.fork: fork: the child shares the locks of 1 thread ('poller')" in log
+    # The second fork server has that thread itself, and yet hears what it is told and reaps.
+    assert box.call("reload", "beat").returncode == 0
+    box.await_log("read b''", 2)
+    assert box.call("kill", "--timeout", "20", "beat").returncode == 0
+    assert "had not ended in time" not in box.log.read_text()
+    refused = box.call("start", "--fork-guard", "refuse", box.script(script))
+    assert refused.returncode == 1
+    assert "would share the locks of 1 thread ('poller') and 1 connection" in refused.stderr
+
+
 def test_a_reload_has_as_many_workers_as_the_new_code_declares_and_those_that_it_adds(box: Box) -> None:
     box.start(showing("old"))
     box.await_log("old", 3)
