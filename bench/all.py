@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -27,15 +28,15 @@ HEAD = """\
 Figures
 =======
 
-Written by ``python bench/all.py`` on {date}.  Each figure counts only beside the others of its table: they were taken
-in one run, by turns, and the machine does other things, too.  ``make bench`` takes them anew.
+Written by ``python bench/all.py``.  Each figure counts only beside the others of its table: they were taken in one run,
+by turns, and the machine does other things, too.  ``make bench`` takes them anew.
 
 :Machine: {machine}
 :Python: {python}
 :Packages: {packages}
 
-``python bench/all.py --hour`` adds an hour of ticks; ``python bench/truth.py --rounds 20 --starts 200`` is the long
-form of the many starts at once.
+``python bench/all.py --hour`` adds an hour of ticks; ``python bench/all.py pool.py`` takes one script's figures anew;
+``python bench/truth.py --rounds 20 --starts 200`` is the long form of the many starts at once.
 """
 
 
@@ -43,17 +44,33 @@ def main() -> None:
     """Each script prints reStructuredText."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hour", action="store_true", help="let a daemon tick for an hour, too")
-    scripts = [*SCRIPTS, "hour.py"] if parser.parse_args().hour else SCRIPTS
+    parser.add_argument("scripts", nargs="*", help="those whose figures are taken anew; the others' stay  [all]")
+    chosen = parser.parse_args()
+    scripts = chosen.scripts or ([*SCRIPTS, "hour.py"] if chosen.hour else SCRIPTS)
     peers.require()
     as_a_user()
-    sections = [HEAD.format(date=f"{datetime.now(UTC):%Y-%m-%d}", **machine())]
+    file = HERE.parent / "docs" / "figures.rst"
+    sections = _sections(file.read_text()) if chosen.scripts else {}
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
     for script in scripts:
         print(f"{script} ...", file=sys.stderr, flush=True)
         done = subprocess.run([sys.executable, str(HERE / script)], stdout=subprocess.PIPE, text=True, check=True)
-        title = script.removesuffix(".py").capitalize()
         about = (HERE / script).read_text().split('"""')[1]
-        sections.append(f"{title}\n{'-' * len(title)}\n\n{about}  ``python bench/{script}``\n{done.stdout}")
-    (HERE.parent / "docs" / "figures.rst").write_text("\n\n".join(sections))
+        title = _title(script)
+        sections[title] = f"{title}\n{'-' * len(title)}\n\n{about}  ``python bench/{script}``, {today}\n{done.stdout}"
+    known = [title for script in (*SCRIPTS, "hour.py") if (title := _title(script)) in sections]
+    file.write_text("\n\n".join([HEAD.format(**machine()), *(sections[title].rstrip("\n") for title in known)]) + "\n")
+
+
+def _title(script: str) -> str:
+    return script.removesuffix(".py").replace("_", " ").capitalize()
+
+
+def _sections(text: str) -> dict[str, str]:
+    """Those of an earlier run, by title."""
+    starts = [match.start() for match in re.finditer(r"^.+\n-{3,}\n", text, re.MULTILINE)]
+    parts = [text[start:end].strip("\n") for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    return {part.partition("\n")[0]: part for part in parts}
 
 
 def machine() -> dict[str, str]:
