@@ -194,6 +194,7 @@ class ForkServer:
 
     def _fork_next(self) -> None:
         message = self._requests[0]
+        began = time.monotonic()
         try:
             pid = self._forker.fork()
         except OSError as error:  # EAGAIN, ENOMEM: there may be room later (row 23)
@@ -207,7 +208,7 @@ class ForkServer:
         self._pause = self._retry_at = 0.0
         self._requests.popleft()
         _close(message)
-        self._living.add(message.id, pid, adopts=message.kind == Kind.SPAWN)
+        self._living.add(message.id, pid, began, adopts=message.kind == Kind.SPAWN)
         self._wire.send(Kind.STARTED, message.id, _STATE.pack(pid))
 
     def _be_child(self, message: Message) -> NoReturn:

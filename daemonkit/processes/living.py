@@ -32,9 +32,12 @@ class Living:
         self._kills = MemoryKills()
         self.sweep_at = math.inf  # when ``end_orphans`` is to be called (monotonic seconds)
 
-    def add(self, number: int, pid: int, *, adopts: bool) -> None:
-        """Child ``number`` was just forked; it ``adopts`` what its descendants leave behind (prctl(2), subreaper)."""
-        self._by_pid[pid] = self._by_id[number] = _Child(number, pid, time.monotonic(), adopts)
+    def add(self, number: int, pid: int, began: float, *, adopts: bool) -> None:
+        """Child ``number`` was forked; it ``adopts`` what its descendants leave behind (prctl(2), subreaper).
+
+        ``began``: in monotonic seconds, before the fork: else it could live longer than its receipt says.
+        """
+        self._by_pid[pid] = self._by_id[number] = _Child(number, pid, began, adopts)
 
     def reap(self) -> list[tuple[int, bytes]]:
         """Reap all that have ended; return their numbers and packed receipts.
