@@ -15,6 +15,7 @@ from pathlib import Path
 
 import calls
 import pytest
+from forking import descriptors
 
 from daemonkit import Pool
 from daemonkit.errors import UnpicklableError, WorkerLost
@@ -36,10 +37,6 @@ def status(pid: int, key: str) -> int:
 
 def children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
-def descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def test_row_24_thousands_of_calls_in_a_row_leave_no_zombie_no_descriptor_and_no_memory() -> None:
