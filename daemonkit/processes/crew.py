@@ -16,6 +16,7 @@ from daemonkit.processes.receipt import Receipt
 from daemonkit.processes.wire import Closed, Wire, pair
 
 _DEEPEST: Final = 96  # calls that a kept child has at most, one of them running: so many fit into a socket's buffer
+_AHEAD: Final = 24  # short calls, enough for a while
 _SHORT: Final = 0.001  # seconds: calls up to here are worth being sent ahead
 _SMALL: Final = 512  # bytes: calls up to here may be sent ahead
 _KEPT: Final = 1 << 62  # ids of calls of kept children begin here; below are those of children
@@ -64,6 +65,10 @@ class Crew(Protocol):
 
     def spare(self, width: int) -> list[Call]:
         """Let children go that are too many; give back calls that have not begun and that others could begin."""
+        ...
+
+    def is_ahead(self) -> bool:
+        """Whether every child has short calls enough for a while."""
         ...
 
     def calls(self) -> list[Call]:
@@ -125,6 +130,9 @@ class FreshCrew:
 
     def spare(self, width: int) -> list[Call]:
         return []
+
+    def is_ahead(self) -> bool:
+        return False
 
     def calls(self) -> list[Call]:
         return [call for call, _ in self._running.values()]
@@ -238,7 +246,7 @@ class KeptCrew:
         self._owner[number] = kept
         kept.send(number, call)
         if len(kept.calls) == 1:
-            self._began_first(kept)
+            self._began_first(kept, time.monotonic())
         return True
 
     def _hire(self) -> _Kept:
@@ -250,10 +258,10 @@ class KeptCrew:
     def _on_start(self, row: Child) -> None:
         self.has_started = True
         if kept := self._kept.get(row.id):
-            self._began_first(kept)
+            self._began_first(kept, time.monotonic())
 
-    def _began_first(self, kept: _Kept) -> None:
-        kept.since = time.monotonic()
+    def _began_first(self, kept: _Kept, now: float) -> None:
+        kept.since = now
         if kept.row.pid is not None:
             for call in kept.calls.values():
                 call.pid = kept.row.pid
@@ -275,12 +283,13 @@ class KeptCrew:
         if kept is None or call is None:
             return None
         kept.has_answered = True
-        if time.monotonic() - kept.since >= _SHORT:
+        now = time.monotonic()
+        if now - kept.since >= _SHORT:
             self._depth = max(1, self._depth // 2)
-        else:
+        elif self._depth < _DEEPEST:
             self._depth = min(self._depth + 1 + self._depth // 8, _DEEPEST)
         if kept.calls:
-            self._began_first(kept)
+            self._began_first(kept, now)
             # Not for every outcome: several calls at once wake it once.
             if len(kept.calls) <= self._depth // 2:
                 self._hungry[kept] = None
@@ -346,6 +355,9 @@ class KeptCrew:
                 if len(kept.calls) > 1 and len(taken) < free:
                     taken += self._take_back(kept, 1)
         return taken
+
+    def is_ahead(self) -> bool:
+        return self._depth > _AHEAD and all(len(kept.calls) > _AHEAD for kept in self._kept.values())
 
     def calls(self) -> list[Call]:
         return [call for kept in self._kept.values() for call in kept.calls.values()]

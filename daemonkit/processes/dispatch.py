@@ -32,6 +32,7 @@ log = logging.getLogger("daemonkit.pool")
 
 _ATTEMPTS: Final = 3  # children that a call is given to, if they end before they begin it
 _LONGEST: Final = 3_600_000  # milliseconds of one sleep
+_LULL: Final = 0.0005  # seconds in which outcomes gather while no child waits for us: one wake-up for many
 _BATCH: Final = 256  # outcomes read before room is filled again
 Step = tuple[Callable[[Any], None], Any]  # done outside the lock, for it may call what is not ours
 
@@ -62,6 +63,8 @@ class Dispatcher:
         self._wakeup = -1
         self._broken = ""
         self._owner = os.getpid()
+        self._is_forsaken = False  # we are a copy in a fork of the owner
+        _all().add(self)
 
     # What any thread asks.
 
@@ -76,21 +79,22 @@ class Dispatcher:
         """
         with self._lock:
             self._check_open()
-            while self._is_full() and threading.current_thread() is not self._thread:
-                if not call.limits.block:
-                    raise PoolFull(f"submit {call.name}: {self._max_pending} calls wait already (max_pending)")
-                self._room.wait()
-                self._check_open()
-            self._start()
+            if self._max_pending is not None and len(self._pending) >= self._max_pending:
+                self._await_room(call, self._max_pending)
+            server = self._server or self._start()
             self._pending.append(call)
-            if len(self._pending) == 1 and self._server is not None:
-                self._fill(self._server)
+            if len(self._pending) == 1:
+                self._fill(server)
 
-    def _is_full(self) -> bool:
-        return self._max_pending is not None and len(self._pending) >= self._max_pending
+    def _await_room(self, call: Call, most: int) -> None:
+        while len(self._pending) >= most and threading.current_thread() is not self._thread:
+            if not call.limits.block:
+                raise PoolFull(f"submit {call.name}: {most} calls wait already (max_pending)")
+            self._room.wait()
+            self._check_open()
 
     def _check_open(self) -> None:
-        if self._owner != os.getpid():
+        if self._is_forsaken:
             raise RuntimeError(f"submit: this pool belongs to pid {self._owner}; make one after the fork")
         if self._broken:
             raise BrokenExecutor(self._broken)
@@ -100,7 +104,7 @@ class Dispatcher:
     def kill(self, call: Call) -> bool:
         """End a call that a child has; False if it is over."""
         with self._lock:
-            if call.done() or self._owner != os.getpid():
+            if call.done() or self._is_forsaken:
                 return False
             call.fate = Fate.KILLED
             self._end(call)
@@ -115,7 +119,7 @@ class Dispatcher:
 
     def close(self, cancel: bool = False, kill: bool = False) -> None:
         """Accept no more; end when all is done, or sooner if what waits is cancelled and what runs is killed."""
-        if self._owner != os.getpid():
+        if self._is_forsaken:
             return
         with self._lock:
             self.is_closing = True
@@ -131,7 +135,7 @@ class Dispatcher:
     def join(self) -> None:
         """Wait until all is done and every process has ended."""
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread() and self._owner == os.getpid():
+        if thread is not None and thread is not threading.current_thread() and not self._is_forsaken:
             thread.join()
 
     def wake(self) -> None:
@@ -142,16 +146,15 @@ class Dispatcher:
 
     # The thread.
 
-    def _start(self) -> None:
-        if self._server is None:
-            self._server = Server(self._reuse, self._first, self._begun)
-            if self._thread is not None:
-                self.wake()
+    def _start(self) -> Server:
+        self._server = server = Server(self._reuse, self._first, self._begun)
         if self._thread is None:
             self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._thread = threading.Thread(target=self._run, name="daemonkit pool", daemon=True)
-            _living().add(self)
             self._thread.start()
+        else:
+            self.wake()
+        return server
 
     def _run(self) -> None:
         try:
@@ -168,7 +171,6 @@ class Dispatcher:
                 self._wakeup = -1
             if server:
                 server.close()
-            _living().discard(self)
 
     def _turn(self) -> bool:
         """Sleep until something happens, and act on it; False when all is done."""
@@ -181,6 +183,9 @@ class Dispatcher:
             pause = self._pause()
             if server:
                 server.watch()
+            is_ahead = server is not None and server.crew.is_ahead()
+        if is_ahead:
+            time.sleep(_LULL)
         ready = {fd for fd, _ in poll.poll(pause)}
         with self._lock:
             if self._wakeup in ready:
@@ -332,6 +337,7 @@ class Dispatcher:
 
     def forsake(self) -> None:
         """We are a fork: the thread is not here, and the sockets are its parent's."""
+        self._is_forsaken = True
         if self._server:
             self._server.forsake()
         if self._wakeup >= 0:
@@ -361,23 +367,23 @@ def _break(calls: list[Call], why: str) -> None:
 
 
 @functools.cache
-def _living() -> weakref.WeakSet[Dispatcher]:
-    """Those that have a thread: their work is finished before the interpreter ends, and a fork must let go of them."""
+def _all() -> weakref.WeakSet[Dispatcher]:
+    """Those whose work is finished before the interpreter ends, and that a fork must let go of."""
     import atexit
 
-    living: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
+    dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
 
     def finish() -> None:
-        for each in list(living):
+        for each in list(dispatchers):
             each.close()
-        for each in list(living):
+        for each in list(dispatchers):
             each.join()
 
     def forsake() -> None:
-        for each in list(living):
+        for each in list(dispatchers):
             each.forsake()
-        living.clear()
+        dispatchers.clear()
 
     atexit.register(finish)
     os.register_at_fork(after_in_child=forsake)
-    return living
+    return dispatchers

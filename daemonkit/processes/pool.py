@@ -341,8 +341,9 @@ def _result(call: Call, end: float | None) -> Any:
     try:
         try:
             return call.result(None if end is None else end - time.monotonic())
-        finally:
+        except BaseException:
             call.cancel()
+            raise
     finally:
         del call
 
