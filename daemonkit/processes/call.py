@@ -14,11 +14,11 @@ from typing import Any, Final, NoReturn
 
 from daemonkit.core import prctl
 from daemonkit.processes import child, mainmodule, pickled
-from daemonkit.processes.wire import Closed, Message, Wire
+from daemonkit.processes.wire import Closed, Message, Wire, pair
 
 _HEAD: Final = struct.Struct("=BQd")  # whether the initializer's pickle is first, max_rss, cpu
 _SIZE: Final = struct.Struct("=I")
-
+_REHEARSALS: Final = 64
 
 # What a child tells of a call; plain numbers, for every call looks at some.
 RESULT: Final = 1
@@ -56,11 +56,11 @@ class Caller:
 
     def enter(self, message: Message) -> NoReturn:
         """Be the child that ``message`` asks for: with a descriptor it is kept, and its calls come through that."""
-        global _progress
+        global _caller
         code = child.FAILED
         self._pid = os.getpid()
         try:
-            _progress = self.progress
+            _caller = self
             prctl.become_subreaper()
             if message.fds:
                 self._keep(message)
@@ -71,6 +71,21 @@ class Caller:
             sys.excepthook(*sys.exc_info())
         child.end_descendants()
         child.leave(code)
+
+    def rehearse(self) -> None:
+        """Answer calls here as children will, in a process that has none yet.
+
+        Code that has run a while is specialised (PEP 659) and what it looks up is cached: memory that would be changed,
+        and so copied, in every child.
+        """
+        ours, theirs = pair()
+        with ours, theirs:
+            copy = Caller(Wire(theirs), self._known)
+            copy._pid = os.getpid()
+            call = request(pickled.dumps((int, (), {})))
+            for number in range(_REHEARSALS):
+                copy.answer(number, call)
+                ours.recv(64)
 
     def _keep(self, message: Message) -> None:
         self._number = message.id
@@ -156,7 +171,7 @@ class Caller:
         pickled.pack(value).send(self._results, PROGRESS, self._number)
 
 
-_progress: Callable[[object], None] = lambda value: None  # noqa: E731 - outside a pool's child nobody listens
+_caller: Caller | None = None  # outside a pool's child nobody listens
 
 
 def progress(value: object) -> None:
@@ -165,7 +180,8 @@ def progress(value: object) -> None:
     Args:
         value: anything that can be pickled.
     """
-    _progress(value)
+    if _caller is not None:
+        _caller.progress(value)
 
 
 @contextlib.contextmanager

@@ -198,7 +198,7 @@ def end_descendants() -> int:
     """
     killed = 0
     left: set[int] = set()
-    while has_children() and (pids := tree.children() - left):
+    while tree.has_children() and (pids := tree.children() - left):
         for pid in pids:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -212,15 +212,6 @@ def end_descendants() -> int:
                 ended = os.waitid(os.P_PID, pid, os.WEXITED)
                 killed += ended is not None and ended.si_status == signal.SIGKILL
     return killed
-
-
-def has_children() -> bool:
-    """Whether any child is there, living or ended; nobody is reaped (waitid(2), WNOWAIT)."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
 
 
 def freeze() -> None:

@@ -52,7 +52,9 @@ def main() -> NoReturn:
     interpreter.Settings(*pickled.loads(first.payload)).take_over()
     os.set_blocking(wire.fileno(), False)
     modules = Modules()
-    ForkServer(wire, call.Caller(results, modules.names).enter, on_other=modules.take).serve()
+    caller = call.Caller(results, modules.names)
+    caller.rehearse()
+    ForkServer(wire, caller.enter, on_other=modules.take).serve()
 
 
 class Modules:
