@@ -236,7 +236,9 @@ def ask(path: str, message: Message, *, pid: int | None = None, timeout: float =
             sock.sendall(json.dumps(message).encode() + b"\n")
             return _receive(sock, end)
         except TimeoutError:
-            raise ControlError(f"ask {path}: no answer within {timeout:g} s; the daemon is busy or stopped") from None
+            raise ControlError(
+                f"ask {path}: no answer within {timeout:g} s; the daemon is busy, stopped or still at it"
+            ) from None
         except PermissionError:
             raise NotAllowed(f"ask {path}: it belongs to another user; try as root or as that user") from None
         except (OSError, ValueError) as error:

@@ -208,8 +208,8 @@ class Crew:
     def _kill_the_rest(self, turn: Callable[[], None]) -> None:
         for server in self._servers:
             for left in server.children:
-                if left.pid:
-                    log.warning("killed: pid %s had not ended in time", left.pid)
+                who = f"pid {left.pid}" if left.pid else "a child that was only just asked for"
+                log.warning("killed: %s had not ended in time", who)
                 server.signal(left, signal.SIGKILL)
         until = time.monotonic() + KILL_TIME
         if self._is_busy():

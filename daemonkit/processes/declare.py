@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import FunctionType
+from typing import Any, Final, TypeGuard
 
 from daemonkit.config.options import parse_stop_schedule
 from daemonkit.core.duration import positive_seconds
@@ -12,6 +12,7 @@ from daemonkit.errors import UsageError
 from daemonkit.processes.worker import MOST, Recycling, Restarts, Worker
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+_SPECIAL: Final = 0x04 | 0x08 | 0x20 | 0x80 | 0x100 | 0x200  # code flags: *args, **kwargs, generators, coroutines
 
 
 def worker(
@@ -118,6 +119,10 @@ def _restarts(what: str, most: int, window: float | str, backoff: float | str, l
 
 
 def _wants_index(function: Callable[..., Any], what: str) -> bool:
+    if _is_simple(function):
+        return function.__code__.co_argcount == 2
+    import inspect  # rarely wanted, and a tenth of a small daemon's memory
+
     is_plain = not (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function))
     if not callable(function) or not is_plain or inspect.isgeneratorfunction(function):
         raise UsageError(f"{what}: put it above a plain function: def crunch(stop), or def crunch(stop, index)")
@@ -132,6 +137,14 @@ def _wants_index(function: Callable[..., Any], what: str) -> bool:
             continue
         return arguments == 2
     raise UsageError(f"{what}: it is called with (stop) or (stop, index); it takes {signature}")
+
+
+def _is_simple(function: Any) -> TypeGuard[FunctionType]:
+    """Whether it is a ``def crunch(stop)`` or ``def crunch(stop, index)`` and nothing more, as nearly all are."""
+    if type(function) is not FunctionType or hasattr(function, "__wrapped__") or function.__defaults__:
+        return False
+    code = function.__code__
+    return not (code.co_flags & _SPECIAL or code.co_kwonlyargcount) and code.co_argcount in (1, 2)
 
 
 def _name(name: Any, what: str) -> str:

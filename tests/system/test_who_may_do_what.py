@@ -404,6 +404,12 @@ def test_row_35_a_planted_script_is_not_run(open_box: Box, lair: Path, mode: str
     assert traces_of(open_box.path) == before
 
 
+def test_a_log_that_is_a_directory_is_told(box: Box) -> None:
+    done = box.call("start", "--log", box.run_dir, box.script(""))
+    assert done.returncode == 1
+    assert done.stderr == f"daemonkit: open the log {box.run_dir}: Is a directory; name another with --log\n"
+
+
 @needs_root
 @pytest.mark.parametrize("what", ["symlink", "dangling symlink", "fifo"])
 def test_row_35_a_planted_log_is_refused_untouched(open_box: Box, lair: Path, what: str) -> None:
@@ -418,6 +424,7 @@ def test_row_35_a_planted_log_is_refused_untouched(open_box: Box, lair: Path, wh
     done = open_box.call("start", "--log", log, "--user", "nobody", open_box.script(WITNESS.format(marker=str(marker))))
     assert done.returncode == 1
     assert is_one_sentence(done.stderr), done.stderr
+    assert f"open the log {log}" in done.stderr
     assert traces_of(secret, lair) == before
     assert not (open_box.path / "new").exists()
     assert not marker.exists()
