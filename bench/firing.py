@@ -195,6 +195,7 @@ def show(size: int, found: dict[str, Result]) -> None:
         goal("done / due", ours.done, 0.998, at_least=True)  # jobs due within a moment of either mark may be missed
     if size == 100_000:
         goal("registration of 100,000, s", ours.registration, 1)
+        goal("... of the bare loop's (1 s where that takes 0.03 s)", ours.registration / bare.registration, 33)
 
 
 if __name__ == "__main__":
