@@ -107,11 +107,11 @@ class Dispatcher:
             if call.done() or self._is_forsaken:
                 return False
             call.fate = Fate.KILLED
-            self._end(call)
+            self._kill(call)
             self.wake()
             return True
 
-    def _end(self, call: Call) -> None:
+    def _kill(self, call: Call) -> None:
         if call in self._pending:  # given back by a child that has ended
             return
         if self._server is not None and self._server.crew.kill(call):
@@ -148,13 +148,26 @@ class Dispatcher:
 
     def _start(self) -> Server:
         self._server = server = Server(self._reuse, self._first, self._begun)
-        if self._thread is None:
-            self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._thread = threading.Thread(target=self._run, name="daemonkit pool", daemon=True)
-            self._thread.start()
-        else:
+        if self._thread is not None:
             self.wake()
+            return server
+        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        thread = threading.Thread(target=self._run, name="daemonkit pool", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # there is no room for one more; there may be for the next call
+            self._end()
+            raise
+        self._thread = thread
         return server
+
+    def _end(self) -> None:
+        with self._lock:
+            server, self._server = self._server, None
+            os.close(self._wakeup)
+            self._wakeup = -1
+        if server:
+            server.close()
 
     def _run(self) -> None:
         try:
@@ -165,12 +178,7 @@ class Dispatcher:
             self._give_up(f"the pool has ended: {error!r}")
             raise
         finally:
-            with self._lock:
-                server, self._server = self._server, None
-                os.close(self._wakeup)
-                self._wakeup = -1
-            if server:
-                server.close()
+            self._end()
 
     def _turn(self) -> bool:
         """Sleep until something happens, and act on it; False when all is done."""
@@ -322,7 +330,7 @@ class Dispatcher:
             _, _, call = heapq.heappop(self._timers)
             if not call.done() and call.fate is None:
                 call.fate = Fate.TIMEOUT
-                self._end(call)
+                self._kill(call)
 
     def _give_up_in(self, why: str) -> None:
         self._broken = why

@@ -156,3 +156,19 @@ def test_row_27_a_result_of_a_gigabyte_comes_whole() -> None:
         assert pool.submit(calls.square, 5).result(LONG) == 25
     assert descriptors(os.getpid()) <= before + 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
+
+
+def test_row_23_a_thread_that_cannot_be_started_is_told_and_the_next_call_is_done() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = 4 << 30
+    with Pool(1) as pool:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+        size = threading.stack_size(limit)  # a stack that there is no room for
+        try:
+            with pytest.raises(RuntimeError, match="start new thread"):
+                pool.submit(calls.square, 2)
+        finally:
+            threading.stack_size(size)
+            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+        assert not servers()
+        assert pool.submit(calls.square, 3).result(LONG) == 9
