@@ -52,6 +52,7 @@ class Caller:
         """
         self._results = results
         self._known = known
+        self._own: tuple[int, ...] = (results.fileno(),)  # sockets that are ours
         self._pid = 0  # of the child
 
     def enter(self, message: Message) -> NoReturn:
@@ -92,6 +93,7 @@ class Caller:
         if message.payload and not self._initialize(message.payload):
             return
         with socket.socket(fileno=message.fds[0]) as sock, contextlib.suppress(Closed):
+            self._own += (sock.fileno(),)
             calls = Wire(sock)
             while (asked := calls.receive()) is not None:
                 self.answer(asked.id, asked.payload)
@@ -139,7 +141,7 @@ class Caller:
             if not mainmodule.load():  # the name may be one of the main script's
                 raise
             call = pickled.loads(view)
-        if len(sys.modules) != before and is_clean(self._results.fileno()):
+        if len(sys.modules) != before and is_clean(self._own):
             fresh = [name for name in sys.modules if name not in self._known()]
             pickled.pack(fresh).send(self._results, LEARNED, self._number)
         return call
@@ -206,13 +208,13 @@ def _limits(max_rss: int, cpu: float) -> Iterator[None]:
             resource.setrlimit(number, limits)
 
 
-def is_clean(known: int) -> bool:
+def is_clean(known: tuple[int, ...]) -> bool:
     """Whether this process has one thread, and no socket but ``known``: only then may it fork for others (law 3)."""
     if len(os.listdir("/proc/self/task")) > 1:
         return False
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:") and int(name) not in (0, 1, 2, known):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:") and int(name) not in (0, 1, 2, *known):
                 return False
     return True
 

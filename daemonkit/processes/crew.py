@@ -37,7 +37,7 @@ class Crew(Protocol):
     has_started: bool  # it has forked once
 
     def take(self, call: Call, width: int) -> bool:
-        """Give the call to a child, if it was not cancelled; False if ``width`` run already.
+        """Give the call to a child; False if ``width`` run already.
 
         Raises:
             ForkServerLost: nothing can be given to anybody.
@@ -59,8 +59,12 @@ class Crew(Protocol):
         """
         ...
 
-    def kill(self, call: Call) -> bool:
-        """Kill the child that runs it; True if there was no need, for it had not begun."""
+    def kill(self, call: Call) -> list[Call]:
+        """Kill the child that runs it, if one has begun it; give back what that had not begun, perhaps it as well."""
+        ...
+
+    def recall(self, call: Call | None = None) -> list[Call]:
+        """Give back all that was not begun by the child that has ``call``; None: by any child."""
         ...
 
     def spare(self, width: int) -> list[Call]:
@@ -95,9 +99,10 @@ class FreshCrew:
         # A child that has given its result has only its end before it: the next need not wait for that.
         if len(self._running) >= width or len(self._children) >= 2 * width:
             return False
-        if call.begin():
-            row = self._children.spawn(call.request, self._on_end, self._on_start)
-            self._running[row.id] = call, row
+        row = self._children.spawn(call.request, self._on_end, self._on_start)
+        self._running[row.id] = call, row
+        call.is_given = True
+        call.begin()
         return True
 
     def _on_start(self, row: Child) -> None:
@@ -122,11 +127,14 @@ class FreshCrew:
         ended, self._ended = self._ended, []
         return [Lost(self._running.pop(number)[0], receipt) for number, receipt in ended if number in self._running], []
 
-    def kill(self, call: Call) -> bool:
+    def kill(self, call: Call) -> list[Call]:
         for mine, row in self._running.values():
             if mine is call:
                 row.kill_tree()
-        return False
+        return []
+
+    def recall(self, call: Call | None = None) -> list[Call]:
+        return []
 
     def spare(self, width: int) -> list[Call]:
         return []
@@ -163,6 +171,7 @@ class _Kept:
 
     def send(self, number: int, call: Call) -> None:
         self.calls[number] = call
+        call.is_given = True
         if self.left is not None:
             self.left -= 1
         self.wire.send(child_call.CALL, number, call.request)
@@ -173,7 +182,8 @@ class _Kept:
         reader = Wire(self.theirs)
         with contextlib.suppress(Closed):
             while (most is None or len(taken) < most) and (message := reader.receive(socket.MSG_DONTWAIT)) is not None:
-                taken[message.id] = self.calls.pop(message.id)
+                taken[message.id] = call = self.calls.pop(message.id)
+                call.is_given = False
         if self.left is not None:
             self.left += len(taken)
         return taken
@@ -207,7 +217,6 @@ class KeptCrew:
         self._owner: dict[int, _Kept] = {}  # by the call's id
         self._idle: list[_Kept] = []
         self._hungry: dict[_Kept, None] = {}  # busy ones that may be given more
-        self._returned: list[Call] = []
         self._ended: list[_Kept] = []
         self._depth = 1
 
@@ -235,8 +244,6 @@ class KeptCrew:
         kept = self._choose(call, width)
         if kept is None and not self._may_hire(width):
             return False
-        if not call.begin():
-            return True
         if kept is None:
             kept = self._hire()
         elif not kept.calls:
@@ -262,11 +269,12 @@ class KeptCrew:
 
     def _began_first(self, kept: _Kept, now: float) -> None:
         kept.since = now
-        if kept.row.pid is not None:
-            for call in kept.calls.values():
+        for call in kept.calls.values():
+            call.begin()
+            if kept.row.pid is not None:
                 call.pid = kept.row.pid
                 self._begun(call)
-                break
+            break
 
     def _on_end(self, row: Child, receipt: Receipt) -> None:
         if kept := self._kept.get(row.id):
@@ -321,34 +329,39 @@ class KeptCrew:
             self._let_go(kept)
         return lost, given_back
 
-    def kill(self, call: Call) -> bool:
+    def kill(self, call: Call) -> list[Call]:
         for kept in self._kept.values():
             if call in kept.calls.values():
-                return self._kill(kept, call)
-        return False
+                taken = self._take_back(kept)
+                # What cannot be taken back it has read: one call, or two if the first one's outcome is on its way.
+                if kept.calls and list(kept.calls.values())[-1] is call:
+                    kept.is_ending = True
+                    kept.row.kill_tree()
+                return taken
+        return []
 
-    def _kill(self, kept: _Kept, call: Call) -> bool:
-        taken = self._take_back(kept)
-        self._returned += [other for other in taken if other is not call]
-        if call in taken:
-            return True
-        # What cannot be taken back it has read: one call, or two if the first one's outcome is on its way.
-        if list(kept.calls.values())[-1] is call:
-            kept.is_ending = True
-            kept.row.kill_tree()
-        return False
+    def recall(self, call: Call | None = None) -> list[Call]:
+        return [
+            taken
+            for kept in self._kept.values()
+            if call is None or call in kept.calls.values()
+            for taken in self._take_back(kept)
+        ]
 
     def _take_back(self, kept: _Kept, most: int | None = None) -> list[Call]:
         taken = kept.take_back(most)
         for number in taken:
             del self._owner[number]
+        if taken and not kept.calls and self._is_ready(kept):
+            self._hungry.pop(kept, None)
+            self._idle.append(kept)
         return list(taken.values())
 
     def spare(self, width: int) -> list[Call]:
         self._idle = [kept for kept in self._idle if self._is_ready(kept)]
         while len(self._kept) > width and self._idle:
             self._let_go(self._idle.pop())
-        taken, self._returned = self._returned, []
+        taken: list[Call] = []
         free = len(self._idle) + max(0, width - len(self._kept))
         if free and len(self._owner) > len(self._kept) - len(self._idle):
             for kept in self._kept.values():

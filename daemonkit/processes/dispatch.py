@@ -15,7 +15,6 @@ import select
 import struct
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
@@ -25,6 +24,7 @@ from daemonkit.errors import ForkServerLost, PoolFull
 from daemonkit.processes import pickled
 from daemonkit.processes.call import BROKEN, ERROR, LEARNED, PROGRESS, RESULT
 from daemonkit.processes.future import Call, Fate
+from daemonkit.processes.lasting import lasting
 from daemonkit.processes.ownserver import Server
 from daemonkit.processes.wire import Closed, Message
 
@@ -64,7 +64,7 @@ class Dispatcher:
         self._broken = ""
         self._owner = os.getpid()
         self._is_forsaken = False  # we are a copy in a fork of the owner
-        _all().add(self)
+        lasting().add(self)
 
     # What any thread asks.
 
@@ -101,10 +101,25 @@ class Dispatcher:
         if self.is_closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
+    def withdraw(self, call: Call) -> bool:
+        """Give the call to no child any more; False if one has begun it, or that was asked before."""
+        with self._lock:
+            if self._is_forsaken:
+                return True
+            if call.is_given and not call.is_begun and self._server:
+                self._take_in(self._server.crew.recall(call))
+            if call.is_given or call.is_begun or call.is_withdrawn:
+                return False
+            call.is_withdrawn = True
+            if self._max_pending is not None and call in self._pending:
+                self._pending.remove(call)
+                self._room.notify()
+            return True
+
     def kill(self, call: Call) -> bool:
         """End a call that a child has; False if it is over."""
         with self._lock:
-            if call.done() or self._is_forsaken:
+            if call.done() or call.is_withdrawn or self._is_forsaken:
                 return False
             call.fate = Fate.KILLED
             self._kill(call)
@@ -112,10 +127,17 @@ class Dispatcher:
             return True
 
     def _kill(self, call: Call) -> None:
-        if call in self._pending:  # given back by a child that has ended
-            return
-        if self._server is not None and self._server.crew.kill(call):
-            self._pending.appendleft(call)
+        if self._server is not None:
+            self._take_in(self._server.crew.kill(call))
+        if call in self._pending:  # no child has begun it, or one that has ended gave it back
+            self._pending.remove(call)
+            self._steps.append((call.lose, None))
+
+    def _take_in(self, calls: list[Call]) -> None:
+        """They were with a child, and wait again."""
+        if calls:
+            self._pending.extendleft(reversed(calls))
+            self.wake()
 
     def close(self, cancel: bool = False, kill: bool = False) -> None:
         """Accept no more; end when all is done, or sooner if what waits is cancelled and what runs is killed."""
@@ -123,13 +145,15 @@ class Dispatcher:
             return
         with self._lock:
             self.is_closing = True
-            pending = list(self._pending) if cancel or kill else []
-            running = self._server.crew.calls() if kill and self._server else []
+            if self._server and (cancel or kill):
+                self._take_in(self._server.crew.recall())
+            calls = list(self._pending) if cancel or kill else []
+            if kill and self._server:
+                calls += self._server.crew.calls()
             self._room.notify_all()
-        for call in pending:
-            call.cancel()
-        for call in running:
-            self.kill(call)
+        for call in calls:
+            if not call.cancel() and kill:
+                self.kill(call)
         self.wake()
 
     def join(self) -> None:
@@ -252,7 +276,7 @@ class Dispatcher:
                 self._steps.append((call.succeed if message.kind == RESULT else call.fail, message))
         elif message.kind == PROGRESS:
             if call := crew.find(message.id):
-                self._steps.append((functools.partial(_report, call), message))
+                self._steps.append((call.report, message))
         elif message.kind == LEARNED:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 server.learn(pickled.loads(message.payload))
@@ -291,7 +315,7 @@ class Dispatcher:
         try:
             self._place(server)
             if back := server.crew.spare(self.width):
-                self._pending.extendleft(reversed(back))
+                self._take_in(back)
                 self._place(server)
         except ForkServerLost:
             self.wake()  # the thread will find it gone
@@ -303,10 +327,7 @@ class Dispatcher:
     def _place(self, server: Server) -> None:
         while self._pending:
             call = self._pending[0]
-            if call.fate is not None:  # given back by a child, and killed since
-                self._steps.append((call.lose, None))
-                self.wake()
-            else:
+            if not call.is_withdrawn:
                 try:
                     if not server.crew.take(call, self.width):
                         return
@@ -335,6 +356,9 @@ class Dispatcher:
     def _give_up_in(self, why: str) -> None:
         self._broken = why
         calls = list(self._pending) + (self._server.crew.calls() if self._server else [])
+        calls = [call for call in calls if not call.is_withdrawn]
+        for call in calls:
+            call.begin()  # from now on it cannot be cancelled
         self._pending.clear()
         self._steps.append((functools.partial(_break, calls), why))
 
@@ -357,41 +381,14 @@ class Dispatcher:
 def _do(steps: deque[Step]) -> None:
     while steps:  # each is forgotten when it is done: nothing of ours keeps a result alive
         act, on = steps.popleft()
-        act(on)
+        try:
+            act(on)
+        except BaseException:  # such as a sys.exit() in somebody's callback: it is not what ends the pool
+            log.exception("pool: a callback or on_progress failed")
         del act, on
-
-
-def _report(call: Call, message: Message) -> None:
-    try:
-        call.report(message)
-    except Exception:
-        log.exception("pool: on_progress of %s failed", call.name)
 
 
 def _break(calls: list[Call], why: str) -> None:
     for call in calls:
-        if not call.done() and (call.is_given or call.set_running_or_notify_cancel()):
+        if not call.done():
             call.set_exception(BrokenExecutor(why))
-
-
-@functools.cache
-def _all() -> weakref.WeakSet[Dispatcher]:
-    """Those whose work is finished before the interpreter ends, and that a fork must let go of."""
-    import atexit
-
-    dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
-
-    def finish() -> None:
-        for each in list(dispatchers):
-            each.close()
-        for each in list(dispatchers):
-            each.join()
-
-    def forsake() -> None:
-        for each in list(dispatchers):
-            each.forsake()
-        dispatchers.clear()
-
-    atexit.register(finish)
-    os.register_at_fork(after_in_child=forsake)
-    return dispatchers

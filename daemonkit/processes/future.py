@@ -30,8 +30,12 @@ class Fate(enum.Enum):
     TIMEOUT = enum.auto()
 
 
-class Killer(Protocol):
-    """Whoever runs calls can end one."""
+class Runner(Protocol):
+    """Whoever has calls run can take one back, or end it."""
+
+    def withdraw(self, call: Call) -> bool:
+        """Give it to no child any more; False if one has begun it, or that was asked before."""
+        ...
 
     def kill(self, call: Call) -> bool:
         """End it; False if it is over."""
@@ -41,35 +45,43 @@ class Killer(Protocol):
 class Call(Future[Any]):
     """One call.
 
-    ``cancel()`` is the standard library's: it takes back a call that has not been given to a child, and returns False
-    for one that has.  ``kill()`` ends that one, too.
+    ``cancel()`` is the standard library's: it takes back a call that no child has begun, and returns False for one that
+    has been begun.  ``kill()`` ends that one, too.
     """
 
-    def __init__(self, killer: Killer, name: str, limits: Limits, request: bytes) -> None:
+    def __init__(self, runner: Runner, name: str, limits: Limits, request: bytes) -> None:
         """Use ``Pool.submit``."""
         super().__init__()
         self.name = name  # of the function
         self.pid: int | None = None  # the child's, while it runs and afterwards
         self.limits = limits
         self.request = request  # the message that asks for it
-        self.is_given = False  # to a child
+        self.is_given = False  # a child has it
+        self.is_begun = False  # it was the first that its child had: it runs
+        self.is_withdrawn = False  # cancelled
         self.attempts = 0  # children that ended before they began it
         self.fate: Fate | None = None
         self.is_awaited = False  # somebody has asked for its outcome
-        self._killer = killer
+        self.on_awaited: Callable[[Call], None] | None = None  # is told so
+        self._runner = runner
 
     def kill(self) -> bool:
         """End the call: kill its child with all that descends from it, if there is one.
 
         The future is cancelled then: ``result`` raises CancelledError.  False if the call is over already.
         """
-        return self.cancel() or self._killer.kill(self)
+        return self.cancel() or self._runner.kill(self)
 
-    def begin(self) -> bool:
-        """It is given to a child; False if it was cancelled before."""
-        if not self.is_given:
-            self.is_given = self.set_running_or_notify_cancel()
-        return self.is_given
+    def cancel(self) -> bool:
+        """As the standard library's: take it back if no child has begun it."""
+        if self._runner.withdraw(self) and super().cancel():
+            self.set_running_or_notify_cancel()
+        return super().cancelled()
+
+    def begin(self) -> None:
+        """A child begins it; for the runner, and never after ``withdraw``."""
+        if not self.is_begun:
+            self.is_begun = self.set_running_or_notify_cancel()
 
     def cancelled(self) -> bool:
         """Whether it was cancelled or killed."""
@@ -77,16 +89,22 @@ class Call(Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """As the standard library's, for a result; WorkerLost if its child was lost, CallTimeout if its time was up."""
-        self.is_awaited = True
+        self._await()
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As the standard library's."""
-        self.is_awaited = True
+        self._await()
         error = super().exception(timeout)
         if isinstance(error, CancelledError):
             raise error
         return error
+
+    def _await(self) -> None:
+        if not self.is_awaited:
+            self.is_awaited = True
+            if self.on_awaited:
+                self.on_awaited(self)
 
     def _outcome(self) -> BaseException | None:
         return None if super().cancelled() else super().exception()

@@ -13,9 +13,6 @@ from daemonkit.processes import mainmodule
 
 FIRST: Final = 3  # the program finds its descriptors from here on
 _LOW: Final = 10  # copies are made from here on, out of the way of those
-# The dynamic linker does all of its work at the start (ld.so(8)), not again in each child, which would copy memory.
-_LINKED: Final = "LD_BIND_NOW"
-_BY_US: Final = "daemonkit"
 _PROGRAM: Final = "import sys; sys.path.append({!r}); from {} import main; main()"
 
 
@@ -28,8 +25,6 @@ class Settings(NamedTuple):
 
     def take_over(self) -> None:
         """Let imports, and names of the main script, mean here what they mean there."""
-        if os.environ.get(_LINKED) == _BY_US:
-            del os.environ[_LINKED]
         sys.path[:], sys.argv[:] = self.path, self.argv
         mainmodule.expect(self.main)
 
@@ -61,8 +56,6 @@ def start(module: str, fds: Sequence[int], *, has_session: bool = False) -> int:
     import fcntl
 
     copies: list[int] = []
-    # As the last: setproctitle wants the others in a row.
-    environment = os.environ | {_LINKED: os.environ.get(_LINKED, _BY_US)}
     defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
     try:
         for fd in fds:
@@ -73,7 +66,7 @@ def start(module: str, fds: Sequence[int], *, has_session: bool = False) -> int:
         return os.posix_spawn(
             sys.executable,
             command(module),
-            environment,
+            os.environ,
             file_actions=actions,
             setsigmask=(),
             setsigdef=defaults,

@@ -270,7 +270,12 @@ class _Outcomes:
     def expect(self, call: Call) -> None:
         with self._changed:
             self._open += 1
+        call.on_awaited = self._forget
         call.add_done_callback(self._done)
+
+    def _forget(self, call: Call) -> None:
+        with self._changed:
+            self._unread.pop(call, None)
 
     def _done(self, call: Future[Any]) -> None:
         assert isinstance(call, Call)
