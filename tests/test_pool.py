@@ -504,23 +504,66 @@ def test_functions_of_a_main_module_are_found(tmp_path: Path) -> None:
     assert script(tmp_path, MAIN, "-m", "program").stdout.strip() == "[2, 4, 6] True"
 
 
+NESTED = """
+    from daemonkit import Pool
+
+    def double(number):
+        return number * 2
+
+    def nested(reuse):
+        with Pool(2, reuse=reuse) as pool:
+            return list(pool.map(double, range(3)))
+
+    if __name__ == "__main__":
+        with Pool(2) as pool:
+            print([pool.submit(nested, reuse).result() for reuse in (1, None)])
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("-m", "program")])
+def test_a_pool_in_a_pools_call_calls_functions_of_the_main_script(tmp_path: Path, options: tuple[str, ...]) -> None:
+    assert script(tmp_path, NESTED, *options).stdout.strip() == "[[0, 2, 4], [0, 2, 4]]"
+
+
+def test_a_script_that_calls_wherever_it_is_imported_is_told_what_is_missing(tmp_path: Path) -> None:
+    text = """
+        from daemonkit import Pool
+        from daemonkit.errors import UsageError
+
+        def double(number):
+            return number * 2
+
+        try:
+            print(Pool(1).submit(double, 1).result())
+        except UsageError as error:
+            print(error)
+            raise
+    """
+    with pytest.raises(AssertionError):
+        script(tmp_path, text)
+    text = text.replace("    raise", "    if __name__ != '__main__': raise")
+    assert 'put what the script does below if __name__ == "__main__":' in script(tmp_path, text).stdout
+
+
 def test_functions_of_a_program_without_a_file_are_called(tmp_path: Path) -> None:
     pytest.importorskip("cloudpickle")
     program = "from daemonkit import Pool\ndef f(x): return x + 1\nprint(Pool(1).submit(f, 1).result())"
     assert script(tmp_path, "", "-c", program).stdout.strip() == "2"
 
 
-def test_a_module_that_calls_need_is_imported_where_children_are_forked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("each", [1, 2])
+def test_a_module_that_calls_need_is_imported_where_children_are_forked(tmp_path: Path, each: int) -> None:
     (tmp_path / "heavy.py").write_text("import os\nwhere = os.getpid()\ndef told(): return where, os.getpid()\n")
-    text = """
+    text = f"""
         import heavy
         from daemonkit import Pool
 
         if __name__ == "__main__":
-            with Pool(1) as pool:
-                pool.submit(heavy.told).result()
-                found = [pool.submit(heavy.told).result() for _ in range(5)]
-                print(all(imported != child for imported, child in found), len({n for n, _ in found}))
+            with Pool(1, reuse={each}) as pool:
+                for _ in range({each}):
+                    pool.submit(heavy.told).result()
+                found = [pool.submit(heavy.told).result() for _ in range({each}, 6)]
+                print(all(imported != child for imported, child in found), len({{n for n, _ in found}}))
     """
     assert script(tmp_path, text).stdout.split() == ["True", "1"]
 

@@ -137,7 +137,7 @@ class Caller:
         before = len(sys.modules)
         try:
             call = pickled.loads(view)
-        except AttributeError:
+        except (AttributeError, ModuleNotFoundError):
             if not mainmodule.load():  # the name may be one of the main script's
                 raise
             call = pickled.loads(view)

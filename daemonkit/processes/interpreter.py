@@ -52,9 +52,11 @@ def start(module: str, fds: Sequence[int], *, has_session: bool = False) -> int:
 
     Raises:
         OSError: there is no room for another process, or no interpreter at ``sys.executable``.
+        UsageError: the main script is being imported again in a child.
     """
     import fcntl
 
+    mainmodule.check()
     copies: list[int] = []
     defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
     try:

@@ -10,6 +10,8 @@ import sys
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
+from daemonkit.errors import UsageError
+
 ALIAS: Final = "__mp_main__"  # multiprocessing's word for it
 
 
@@ -21,10 +23,13 @@ class Main(NamedTuple):
 
 
 _main = Main(None, None)
+_is_loading = False
 
 
 def find() -> Main | None:
     """Where our own main script is; None if another process could not read it (a REPL, ``python -c``)."""
+    if _main != Main(None, None):  # we are such another process
+        return _main
     module = sys.modules.get("__main__")
     spec = getattr(module, "__spec__", None)
     if spec is not None and spec.name != "__main__":
@@ -53,18 +58,35 @@ def load() -> bool:
     Raises:
         BaseException: what the script raises.
     """
+    global _is_loading
     if _main == Main(None, None) or ALIAS in sys.modules:
         return False
     module = ModuleType(ALIAS)
     before = sys.modules["__main__"]
     sys.modules["__main__"] = sys.modules[ALIAS] = module
+    _is_loading = True
     try:
         exec(_code(module), module.__dict__)
     except BaseException:
         sys.modules["__main__"] = before
         del sys.modules[ALIAS]
         raise
+    finally:
+        _is_loading = False
     return True
+
+
+def check() -> None:
+    """Refuse to start what would run the main script, while that is being run for the same purpose: without end.
+
+    Raises:
+        UsageError: says what to do.
+    """
+    if _is_loading:
+        raise UsageError(
+            f"{_main.name or _main.path} was imported again for a call of its functions, and its first lines make such "
+            'a call: put what the script does below if __name__ == "__main__":'
+        )
 
 
 def _code(module: ModuleType) -> Any:

@@ -1,0 +1,114 @@
+"""What kept children were sent, and have not begun, can be had back; a child that has nothing left works on."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import CancelledError, as_completed
+from concurrent.futures import wait as wait_for
+from pathlib import Path
+
+import calls
+import pytest
+from harness import PATIENCE
+
+from daemonkit import Pool
+from daemonkit.processes.future import Call
+
+
+class Busy:
+    """A pool of one child that is in a call until ``finish``, with fifty more calls sent after it."""
+
+    def __init__(self, pool: Pool, path: Path) -> None:
+        told, self._gate = path / "told", path / "gate"
+        for each in (told, self._gate):
+            os.mkfifo(each)
+        assert list(pool.map(calls.square, range(2000))) == [n**2 for n in range(2000)]  # short ones are sent ahead
+        self.first: Call = pool.submit(calls.tell_and_read, str(told), str(self._gate))
+        assert told.read_text()
+        self.others: list[Call] = [pool.submit(calls.square, n) for n in range(50)]
+        assert self.others[0].is_given
+
+    def finish(self) -> None:
+        self._gate.write_text("done")
+        assert self.first.result(PATIENCE) == "done"
+
+
+def test_what_was_sent_ahead_does_not_run_and_can_be_cancelled(tmp_path: Path) -> None:
+    with Pool(1, reuse=None) as pool:
+        busy = Busy(pool, tmp_path)
+        assert [busy.first.running(), any(call.running() for call in busy.others)] == [True, False]
+        assert busy.others[7].cancel()
+        assert busy.others[7].cancel()
+        assert not busy.first.cancel()
+        assert wait_for([busy.others[7]], PATIENCE).done == {busy.others[7]}
+        with pytest.raises(CancelledError):
+            busy.others[7].result(PATIENCE)
+        busy.finish()
+        assert [call.result(PATIENCE) for n, call in enumerate(busy.others) if n != 7] == [
+            n**2 for n in range(50) if n != 7
+        ]
+
+
+def test_what_was_sent_ahead_is_killed_at_once_and_nothing_else(tmp_path: Path) -> None:
+    with Pool(1, reuse=None) as pool:
+        busy = Busy(pool, tmp_path)
+        for n in (5, 6):
+            assert busy.others[n].kill()
+            assert busy.others[n].cancelled()
+        busy.finish()
+        assert [call.result(PATIENCE) for call in busy.others[7:]] == [n**2 for n in range(7, 50)]
+
+
+def test_shutdown_cancels_what_was_sent_ahead(tmp_path: Path) -> None:
+    pool = Pool(1, reuse=None)
+    busy = Busy(pool, tmp_path)
+    pool.shutdown(wait=False, cancel_futures=True)
+    assert all(call.cancelled() for call in busy.others)
+    busy.finish()
+    pool.shutdown()
+
+
+def test_killing_the_pool_ends_what_was_sent_ahead_and_what_runs(tmp_path: Path) -> None:
+    pool = Pool(1, reuse=None)
+    busy = Busy(pool, tmp_path)
+    busy.others[5].kill()  # so that the others are given back
+    pool.kill()
+    assert all(call.cancelled() for call in [busy.first, *busy.others])
+
+
+@pytest.mark.parametrize("reuse", [None, 100, 2])
+def test_a_call_that_is_killed_before_its_child_has_begun_it_costs_no_child(reuse: int | None) -> None:
+    with Pool(1, reuse=reuse) as pool:
+        for n in range(20):
+            pool.submit(calls.square, n).kill()  # most have not been begun; some are done
+            assert pool.submit(calls.square, n).result(PATIENCE) == n**2
+
+
+def test_a_cancelled_call_makes_room_for_another(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with Pool(1, max_pending=3) as pool:
+        first = pool.submit(calls.read, str(gate))
+        waiting = [pool.submit(calls.square, n) for n in range(3)]
+        assert all(call.cancel() for call in waiting)
+        more = [pool.options(block=False).submit(calls.square, n) for n in range(3)]
+        gate.write_text("go on")
+        assert first.result(PATIENCE) == "go on"
+        assert [call.result(PATIENCE) for call in more] == [0, 1, 4]
+
+
+def test_results_that_were_asked_for_are_not_kept_by_the_pool() -> None:
+    with Pool(2) as pool:
+        for call in as_completed([pool.submit(calls.square, n) for n in range(4)], PATIENCE):
+            call.result()
+        assert list(pool.results(timeout=PATIENCE)) == []
+
+
+def test_a_callback_that_exits_does_not_end_the_pool(caplog: pytest.LogCaptureFixture) -> None:
+    def leave(call: object) -> None:
+        raise SystemExit(3)
+
+    with Pool(1) as pool:
+        pool.submit(calls.square, 2).add_done_callback(leave)
+        assert [pool.submit(calls.square, n).result(PATIENCE) for n in (3, 4)] == [9, 16]
+    assert "a callback or on_progress failed" in caplog.text
