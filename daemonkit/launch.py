@@ -38,7 +38,7 @@ def start(handover: Handover, options: Options) -> int:
             Nothing is left of it.
         UsageError: the same, because a declaration in the script cannot be meant.
     """
-    privileges.resolve(options.user, options.group)  # a refusal now costs nothing
+    _check(options)
     lock_fd = _lock(handover).detach()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored it would take our children's status from us
     before = tree.children()
@@ -73,7 +73,7 @@ def run_in_front(handover: Handover, options: Options) -> NoReturn:
     Raises:
         AlreadyRunning: with the PID of the one that runs.
     """
-    privileges.resolve(options.user, options.group)
+    _check(options)
     pidfile = _lock(handover)
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     from daemonkit.core.daemonize import open_standard_streams, reset_signals
@@ -88,6 +88,13 @@ def run_in_front(handover: Handover, options: Options) -> NoReturn:
     open_standard_streams()
     environ = dict(os.environ)
     handover._replace(lock_fd=lock_fd).execute(environ)
+
+
+def _check(options: Options) -> None:
+    """A refusal now costs nothing."""
+    privileges.resolve(options.user, options.group)
+    if options.chdir and not os.path.isdir(options.chdir):
+        raise UsageError(f"chdir {options.chdir}: there is no such directory; make it, or name another with --chdir")
 
 
 def _lock(handover: Handover) -> PidFile:

@@ -274,6 +274,8 @@ def _check_callable(what: str, function: Any) -> None:
 def _check_children(
     what: str, fork: bool, timeout: float | str | None, overlap: str, max_instances: int, leader: bool
 ) -> None:
+    if not isinstance(fork, bool):
+        raise UsageError(f"{what}: fork={fork!r} must be True or False")
     if overlap not in OVERLAPS:
         raise UsageError(f"{what}: overlap={overlap!r} is not one of {', '.join(OVERLAPS)}")
     if type(max_instances) is not int or max_instances < 1:

@@ -264,7 +264,7 @@ def describe(option: Option[object]) -> str:
     details = [option.unit] if option.unit else []
     details += [f"default {option.default}"] if option.default is not None else []
     text = option.doc + (f"  ({'; '.join(details)})" if details else "")
-    return text + ("  Checked, but without effect in this version." if option.key in WITHOUT_EFFECT else "")
+    return text + ("  Without effect in this version." if option.key in WITHOUT_EFFECT else "")
 
 
 def _own_options(command: click.Command) -> Rows:
@@ -348,7 +348,7 @@ def _default(option: Option[object]) -> str:
 
 def _meaning(option: Option[object]) -> str:
     text = option.doc + (f" Written as {option.unit}." if option.unit else "")
-    return text + (" *Checked, but without effect in this version.*" if option.key in WITHOUT_EFFECT else "")
+    return text + (" *Without effect in this version.*" if option.key in WITHOUT_EFFECT else "")
 
 
 def main(arguments: list[str]) -> None:

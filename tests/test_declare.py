@@ -176,6 +176,7 @@ def test_a_wrong_program_is_one_sentence(name: Any, argv: Any, options: dict[str
     [
         ({"timeout": 5}, "timeout= is for a job with a process of its own; add fork=True"),
         ({"overlap": "kill"}, 'overlap="kill" is for a job with a process of its own'),
+        ({"fork": "no"}, "fork='no' must be True or False"),
         ({"max_instances": 2}, "max_instances > 1 is for a job with a process of its own"),
         ({"max_instances": 0, "fork": True}, "max_instances=0 must be a whole number, 1 or more"),
         ({"max_instances": 1.5, "fork": True}, "max_instances=1.5"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from daemonkit.cli.common import Place, name_argument
+from daemonkit.processes.worker import MOST
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})  # -1 is a wrong count
 @name_argument
 @click.argument("worker", required=False)
-@click.argument("count", required=False, type=click.IntRange(min=0))
+@click.argument("count", required=False, type=click.IntRange(0, MOST))
 def command(place: Place, worker: str | None, count: int | None) -> None:
     """More or fewer processes of a named worker.
 

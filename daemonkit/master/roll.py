@@ -32,6 +32,9 @@ class Roll:
 
     def _loaded(self, error: str | None) -> None:
         self._workers.timer.pause(self._bound)
+        if error is None and (missing := {place.worker.name for place in self._workers} - self.fresh.workers.keys()):
+            names = ", ".join(map(repr, sorted(missing)))
+            error = f"the new code has no worker named {names}; reexec the daemon"
         if error is None:
             self._next()
         else:

@@ -218,6 +218,15 @@ def test_step_11_the_working_directory_is_the_root_or_as_configured(box: Box) ->
     assert os.readlink(f"/proc/{pid}/cwd") == str(there)
 
 
+@pytest.mark.parametrize("command", ["start", "run"])
+def test_a_working_directory_that_is_not_there_is_told_and_nothing_begins(box: Box, command: str) -> None:
+    done = box.call(command, "--chdir", "/nowhere", box.script(QUIET))
+    assert (done.returncode, list(box.run_dir.iterdir())) == (2, [])
+    assert done.stderr == (
+        "daemonkit: chdir /nowhere: there is no such directory; make it, or name another with --chdir\n"
+    )
+
+
 def test_step_12_the_pid_file_says_who_under_a_lock(box: Box) -> None:
     pid = box.start(QUIET)
     path = box.run_dir / "beat.pid"

@@ -329,8 +329,8 @@ def test_scale_of_what_is_not_there_is_refused(box: Box) -> None:
     wrong = box.call("scale", "beat", "brew", "3")
     assert wrong.returncode == 1
     assert "no worker named 'brew'; there are: crunch" in wrong.stderr
-    assert box.call("scale", "beat", "crunch", "10001").returncode == 1
-    assert box.call("scale", "beat", "crunch", "-1").returncode == 2
+    for count in ("-1", "10001", "many"):
+        assert box.call("scale", "beat", "crunch", count).returncode == 2
 
 
 # --- stopping ---
@@ -530,10 +530,16 @@ def test_new_code_that_hangs_in_its_import_is_a_failed_reload(box: Box) -> None:
 def test_new_code_without_the_worker_is_a_failed_reload(box: Box) -> None:
     box.start(WAITING)
     box.await_log("up ", 2)
+    before = pids(box)
     rewrite(box, WAITING.replace("crunch", "munch"))
     done = box.call("reload", "beat")
     assert done.returncode == 1
-    assert "the new code has no worker named 'crunch'; reexec the daemon" in done.stderr
+    assert done.stderr == (
+        "daemonkit: beat: the new code has no worker named 'crunch'; reexec the daemon; the old code goes on\n"
+    )
+    assert {name: pid for name, pid in pids(box).items() if "worker" in name} == {
+        name: pid for name, pid in before.items() if "worker" in name
+    }
 
 
 def test_a_worker_that_the_old_code_cannot_have_back_is_told(box: Box) -> None:
