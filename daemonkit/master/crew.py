@@ -171,7 +171,8 @@ class Crew:
                 self._retire(old)
         else:
             if not self._is_stopping:
-                error = f"{error}; the old code goes on"
+                head, end, trace = error.partition("\n")
+                error = f"{head}; the old code goes on{end}{trace}"
                 self.workers.go_back(fresh, stuck.append)
             self.workers.use(old)
             self._retire(fresh)

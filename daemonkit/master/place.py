@@ -258,7 +258,8 @@ class Place:
             return
         why = f"{words} ({last})" if (words := life.why or _reason(life, last)) else str(last)
         if self._on_trial:
-            self._fail_trial(f"{why}\n{life.words}".rstrip())
+            trace = life.words.partition("\n")[2]
+            self._fail_trial(f"{why}\n{trace}".rstrip())
             return
         delay = self._backoff.wait(self.worker.restarts, now, last.wall)
         if delay is None:

@@ -358,7 +358,10 @@ def failure(error: Exception) -> bytes:
     """The payload of a ``FAILED`` note: the error in a line, then its traceback."""
     import traceback
 
-    text = "".join(traceback.format_exception(error))
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next  # ours say nothing to the script's author
+    text = "".join(traceback.format_exception(type(error), error, frames))
     return f"{told(error)[:FAILURE]}\n{text[-FAILURE:]}".encode(errors="replace")
 
 
