@@ -163,7 +163,8 @@ class Crew:
         """A reload has come to its end: children come from the winner now."""
         old, self._roll = self.workers.server, None
         stuck: list[str] = []
-        if error is None or old is None or old.is_lost:
+        kept = None if error is None or old is None or old.is_lost else old
+        if kept is None:
             self.workers.use(fresh)
             fresh.on_loaded(_log_failure)
             self._take_counts(fresh.workers)
@@ -171,15 +172,15 @@ class Crew:
                 self._retire(old)
         else:
             if not self._is_stopping:
-                head, end, trace = error.partition("\n")
-                error = f"{head}; the old code goes on{end}{trace}"
                 self.workers.go_back(fresh, stuck.append)
-            self.workers.use(old)
+            self.workers.use(kept)
             self._retire(fresh)
         if self._is_stopping:
             self._tell_reloaded(error, waiting)
         else:
-            self.workers.when_quiet(lambda: self._tell_reloaded(_but_for(error, stuck), waiting))
+            self.workers.when_quiet(
+                lambda: self._tell_reloaded(_going_on(error, stuck) if error and kept else error, waiting)
+            )
 
     def _take_counts(self, fresh: Mapping[str, Worker]) -> None:
         """Have as many as the new code declares; what was scaled by hand stays where the declaration has."""
@@ -278,8 +279,12 @@ class Crew:
         self._take_on(made)
 
 
-def _but_for(error: str | None, stuck: list[str]) -> str | None:
-    return f"{error}, but for what it does not come up for and so stays new: {'; '.join(stuck)}" if stuck else error
+def _going_on(error: str, stuck: list[str]) -> str:
+    """What has failed, and what runs now; then the traceback."""
+    why, end, trace = error.partition("\n")
+    left = "; ".join(each.partition("\n")[0] for each in stuck)
+    but = f", but for what it does not come up for and so stays new: {left}" if stuck else ""
+    return f"{why}; the old code goes on{but}{end}{trace}"
 
 
 def _tell_ends(server: Server) -> None:
