@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from concurrent.futures import CancelledError, as_completed
 from concurrent.futures import wait as wait_for
 from pathlib import Path
@@ -112,3 +114,11 @@ def test_a_callback_that_exits_does_not_end_the_pool(caplog: pytest.LogCaptureFi
         pool.submit(calls.square, 2).add_done_callback(leave)
         assert [pool.submit(calls.square, n).result(PATIENCE) for n in (3, 4)] == [9, 16]
     assert "a callback or on_progress failed" in caplog.text
+
+
+def test_what_forks_for_a_pool_has_not_loaded_what_would_cost_every_fork() -> None:
+    program = (
+        "import sys, daemonkit.processes.poolserver; print(*{'threading', 'logging', 'lockfile'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

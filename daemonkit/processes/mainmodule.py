@@ -10,8 +10,6 @@ import sys
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
-from daemonkit.errors import UsageError
-
 ALIAS: Final = "__mp_main__"  # multiprocessing's word for it
 
 
@@ -83,6 +81,8 @@ def check() -> None:
         UsageError: says what to do.
     """
     if _is_loading:
+        from daemonkit.errors import UsageError  # not before: what it imports would cost every fork of a server
+
         raise UsageError(
             f"{_main.name or _main.path} was imported again for a call of its functions, and its first lines make such "
             'a call: put what the script does below if __name__ == "__main__":'
