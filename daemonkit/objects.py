@@ -1,23 +1,14 @@
 """The kernel objects that one daemon and its children make with daemonkit.ipc: gone when it is.
 
-Nothing of daemonkit.ipc is loaded here unless there is something to remove.
+Neither daemonkit.ipc nor logging is loaded here unless there is something to remove: each kill comes by.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-from typing import TYPE_CHECKING
 
 from daemonkit.errors import DaemonkitError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from daemonkit.ipc.registry import Found
-
-log = logging.getLogger("daemonkit")
 
 
 def registry_of(pid_path: str) -> str:
@@ -33,30 +24,39 @@ def make_registry_for(pid_path: str, uid: int, gid: int) -> None:
 
 def remove_left(pid_path: str) -> None:
     """Remove what a crashed daemon has left; the caller holds its PID file."""
-    path = registry_of(pid_path)
-    if _has_entries(path):
-        from daemonkit.ipc import registry
+    _remove(pid_path, only_of_the_dead=True)
 
-        for found in _removed(registry.remove_of_dead_creators, path):
-            log.info("removed %s, left by pid %d, which is dead", found.title, found.entry.pid)
+
+def remove_own(pid_path: str) -> None:
+    """Remove what this daemon has made."""
+    _remove(pid_path, only_of_the_dead=False)
 
 
 def sweep(pid_path: str) -> None:
-    """The same, and no registry is left: it may be root's to remove what he has made for the daemon's user."""
+    """Remove what a crashed daemon has left, and its registry: it may be root's to remove, made for another user."""
     remove_left(pid_path)
     if not _has_entries(registry_of(pid_path)):
         with contextlib.suppress(OSError):
             os.unlink(registry_of(pid_path))
 
 
-def remove_own(pid_path: str) -> None:
-    """Remove what this daemon has made."""
+def _remove(pid_path: str, *, only_of_the_dead: bool) -> None:
     path = registry_of(pid_path)
-    if _has_entries(path):
-        from daemonkit.ipc import registry
+    if not _has_entries(path):
+        return
+    import logging
 
-        for found in _removed(registry.remove_all, path):
-            log.info("removed %s", found.title)
+    from daemonkit.ipc import registry
+
+    log = logging.getLogger("daemonkit")
+    try:
+        removed = registry.remove_of_dead_creators(path) if only_of_the_dead else registry.remove_all(path)
+    except (DaemonkitError, OSError) as error:
+        log.error("kernel objects of %s are left: %s", path, error)
+        return
+    for found in removed:
+        why = f", left by pid {found.entry.pid}, which is dead" if only_of_the_dead else ""
+        log.info("removed %s%s", found.title, why)
 
 
 def _has_entries(path: str) -> bool:
@@ -64,11 +64,3 @@ def _has_entries(path: str) -> bool:
         return os.path.getsize(path) > 0
     except OSError:
         return False
-
-
-def _removed(remove: Callable[[str], list[Found]], path: str) -> list[Found]:
-    try:
-        return remove(path)
-    except (DaemonkitError, OSError) as error:
-        log.error("kernel objects of %s are left: %s", path, error)
-        return []

@@ -22,7 +22,7 @@ from daemonkit.processes.wire import Wire, pair
 IMPORTS = """\
 import ctypes, os, resource, signal, socket, subprocess, sys, time
 import setproctitle
-from daemonkit.core import prctl, tree
+from daemonkit.core import prctl, tree, waitid
 from daemonkit.processes import child
 from daemonkit.processes.children import Children, fork_server, serve_wire
 from daemonkit.processes.wire import Message, Wire, pair

@@ -121,7 +121,7 @@ os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
 try:
     child.fork()
 except KeyboardInterrupt:
-    assert not tree.has_children()
+    assert not waitid.has_children()
     print("interrupted")
 """
     assert said(text) == "interrupted\n"
@@ -187,7 +187,7 @@ prctl.become_subreaper()
 if (pid := child.fork()) == 0:
     child.run(leave_things, "a title")
 os.waitpid(pid, 0)
-assert not tree.has_children()
+assert not waitid.has_children()
 """
     assert said(text) == "left\n"
 
@@ -208,7 +208,7 @@ def test_descendants_are_ended_where_the_kernel_reaps_them() -> None:
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 sleepers = [subprocess.Popen(["sleep", "1000"]) for _ in range(3)]
 child.end_descendants()
-assert not tree.has_children()
+assert not waitid.has_children()
 os._exit(0)
 """
     assert said(text) == ""

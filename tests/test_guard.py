@@ -12,7 +12,7 @@ import pytest
 
 HEAD = """
 import atexit, contextvars, ctypes, gc, logging, os, resource, socket, sys, threading
-from daemonkit.core import tree
+from daemonkit.core import waitid
 from daemonkit.processes import child, guard
 from daemonkit.processes.guard import ForkHooks, Guard
 from daemonkit.errors import ForkRefused, UsageError
@@ -157,7 +157,7 @@ except ForkRefused as error:
     assert isinstance(error, RuntimeError)
     print(str(error).replace(f"fd {fds[0]} ", "fd A ").replace(f"fd {fds[1]} ", "fd B "))
 go.set(); thread.join()
-print(tree.has_children())
+print(waitid.has_children())
 """
     refusal, has_children = lines(program)
     assert refusal.startswith(
@@ -308,7 +308,7 @@ hooks.add(before=lambda: print("closed"), after_in_parent=lambda: print("open ag
 try:
     Guard("close", hooks=hooks).fork()
 except ZeroDivisionError as error:
-    print(error, tree.has_children())
+    print(error, waitid.has_children())
 """
     assert lines(program) == ["closed", "open again", "division by zero False"]
 

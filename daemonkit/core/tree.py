@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import time
 from typing import Final
 
 _LONGEST: Final = 1.0  # seconds that a tree may grow while it is stopped
-
-# Not os.waitid: it would raise, and an exception touches memory that every child of a fork server has copied for it.
-_waitid = ctypes.PyDLL(None).waitid
-_ended = ctypes.create_string_buffer(128)  # siginfo_t
-
-
-def has_children() -> bool:
-    """Whether this process has any child, living or ended; nobody is reaped (waitid(2), WNOWAIT)."""
-    return bool(_waitid(os.P_ALL, 0, _ended, os.WEXITED | os.WNOHANG | os.WNOWAIT) == 0)
 
 
 def children() -> set[int]:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NoReturn
 
-from daemonkit.core import prctl, tree
+from daemonkit.core import prctl, tree, waitid
 from daemonkit.core.streams import flush_streams
 from daemonkit.core.title import take_title
 
@@ -198,7 +198,7 @@ def end_descendants() -> int:
     """
     killed = 0
     left: set[int] = set()
-    while tree.has_children() and (pids := tree.children() - left):
+    while waitid.has_children() and (pids := tree.children() - left):
         for pid in pids:
             try:
                 os.kill(pid, signal.SIGKILL)

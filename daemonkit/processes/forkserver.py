@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from daemonkit.core import prctl, tree
+from daemonkit.core import prctl, waitid
 from daemonkit.core.signalfd import drain, open_signalfd
 from daemonkit.core.streams import flush_streams
 from daemonkit.processes import child
@@ -136,7 +136,7 @@ class ForkServer:
         """Foreign code has run here: the next child finds things in order."""
         # What each child calls is called here as well: so it is linked (ld.so(8)) once, not in every child.
         flush_streams()
-        tree.has_children()
+        waitid.has_children()
         self._forker.look()
         child.freeze()
 
