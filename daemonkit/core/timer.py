@@ -29,7 +29,7 @@ BATCH = 64  # jobs run before signals, sockets and children have their turn,
 BATCH_TIME = 20_000_000  # or nanoseconds after which no further job is begun
 LEAD = 50_000  # nanoseconds that the alarm rings early at first: the way from its interrupt to the job takes time
 MOST_LEAD = 150_000  # nanoseconds: never earlier, whatever that way took
-AIM = 40_000  # nanoseconds late that a job may be on average: waiting for the exact moment costs processor time
+AIM = 90_000  # nanoseconds late that a job may be on average: waiting for the exact moment costs processor time
 _STEP = 500_000_000  # nanoseconds: less is the slewing of NTP
 _FOREIGN = 0.02  # seconds by which our own alarm may look different when read back
 
