@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from concurrent.futures import CancelledError, as_completed
@@ -122,3 +123,18 @@ def test_what_forks_for_a_pool_has_not_loaded_what_would_cost_every_fork() -> No
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
+
+
+def test_a_call_that_cannot_be_sent_fails_alone_and_its_child_works_on() -> None:
+    with Pool(1, reuse=None) as pool:
+        assert pool.submit(len, b"12").result(PATIENCE) == 2
+        usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+        os.close(lowest := os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, usual[1]))  # none is left for what a large request lies in
+        try:
+            refused = pool.submit(len, bytes(100_000))
+            with pytest.raises(OSError, match="open files"):
+                refused.result(PATIENCE)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+        assert pool.submit(len, bytes(100_000)).result(PATIENCE) == 100_000

@@ -170,11 +170,11 @@ class _Kept:
         self.receipt: Receipt | None = None
 
     def send(self, number: int, call: Call) -> None:
+        self.wire.send(child_call.CALL, number, call.request)  # may raise: then nothing has changed
         self.calls[number] = call
         call.is_given = True
         if self.left is not None:
             self.left -= 1
-        self.wire.send(child_call.CALL, number, call.request)
 
     def take_back(self, most: int | None = None) -> dict[int, Call]:
         """Calls that it has not begun, the oldest ones, in order; None: all."""
@@ -246,13 +246,13 @@ class KeptCrew:
             return False
         if kept is None:
             kept = self._hire()
-        elif not kept.calls:
+            self._idle.append(kept)
+        number = next(self._ids)
+        kept.send(number, call)
+        self._owner[number] = kept
+        if len(kept.calls) == 1:
             self._idle.pop()
             self._hungry[kept] = None
-        number = next(self._ids)
-        self._owner[number] = kept
-        kept.send(number, call)
-        if len(kept.calls) == 1:
             self._began_first(kept, time.monotonic())
         return True
 
