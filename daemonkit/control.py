@@ -1,4 +1,4 @@
-"""The control socket, both ends: one JSON object a line, a request up, its answer down.
+"""The control socket, the daemon's end: one JSON object a line, a request up, its answer down.
 
 Only root and the daemon's own user are heard (unix(7), SO_PEERCRED).  The server never waits for a client: what
 it cannot read or write now it leaves to the loop, and each client may hold only so much memory.
@@ -11,20 +11,16 @@ import errno
 import json
 import os
 import socket
-import struct
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
+from daemonkit.core.asking import Message, peer, short
 from daemonkit.core.loop import READ, WRITE, Loop
-from daemonkit.errors import ControlError, NotAllowed
 
 MAX_CLIENTS: Final = 64
 MAX_REQUEST: Final = 65536  # bytes
 _CHUNK: Final = 65536
-_CRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
-Message = dict[str, Any]
 Answer = Callable[[Message], None]
 Request = Callable[[Message, "Client"], None]
 FileId = tuple[int, int]  # device and inode
@@ -33,13 +29,14 @@ FileId = tuple[int, int]  # device and inode
 class Client:
     """One connection, as the server sees it."""
 
-    __slots__ = ("_read", "_server", "_unsent", "is_waiting", "sock")
+    __slots__ = ("_fd", "_read", "_server", "_unsent", "is_waiting", "sock")
 
     def __init__(self, server: Server, sock: socket.socket) -> None:
         """Serve ``sock``."""
         self._server = server
         self._read = bytearray()
         self._unsent = memoryview(b"")
+        self._fd = -1  # a descriptor that came with a request
         self.sock = sock
         self.is_waiting = False  # a request is being worked on; the next is read after its answer
 
@@ -48,6 +45,16 @@ class Client:
         self.is_waiting = False
         self._unsent = memoryview(json.dumps(message).encode() + b"\n")
         self._send()
+
+    def take_fd(self) -> int:
+        """The descriptor that came with the request, the caller's from now on; -1: none did."""
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def close_fd(self) -> None:
+        """Close a descriptor that nobody has asked for."""
+        if (fd := self.take_fd()) >= 0:
+            os.close(fd)
 
     def ready(self, events: int) -> None:
         """The loop's callback."""
@@ -59,11 +66,14 @@ class Client:
 
     def _receive(self) -> None:
         try:
-            data = self.sock.recv(_CHUNK)
+            data, fds, _, _ = socket.recv_fds(self.sock, _CHUNK, 1, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            data, fds = b"", []
+        for fd in fds:
+            self.close_fd()
+            self._fd = fd
         if not data or len(self._read) + len(data) > MAX_REQUEST:
             self._server.drop(self)
             return
@@ -145,6 +155,7 @@ class Server:
         fd = client.sock.fileno()
         if self._clients.pop(fd, None) is not None:
             self._loop.unwatch(fd)
+            client.close_fd()
             client.sock.close()
 
     def wait_for(self, client: Client, events: int) -> None:
@@ -166,7 +177,7 @@ class Server:
             if error.errno == errno.EMFILE:
                 self._hang_up()
             return  # or it is gone again
-        if _peer(sock)[1] not in self._allowed:
+        if peer(sock)[1] not in self._allowed:
             sock.close()
             return
         if len(self._clients) >= self._most:
@@ -197,7 +208,7 @@ def listen(path: str) -> socket.socket:
         os.unlink(path)
     umask = os.umask(0o177)
     try:
-        with _short(path) as name:
+        with short(path) as name:
             sock.bind(name)
     finally:
         os.umask(umask)
@@ -212,91 +223,3 @@ def file_at(path: str) -> FileId | None:
     except OSError:
         return None
     return there.st_dev, there.st_ino
-
-
-def ask(path: str, message: Message, *, pid: int | None = None, timeout: float = 5.0) -> Message:
-    """Send one request to the daemon listening at ``path`` and return its answer.
-
-    Args:
-        path: the control socket.
-        message: the request.
-        pid: who must be listening (unix(7), SO_PEERCRED); another is not talked to.
-        timeout: seconds for the whole exchange.
-
-    Raises:
-        ControlError: nobody listens, the wrong process does, or there is no answer in time.
-        NotAllowed: the socket belongs to another user.
-    """
-    end = time.monotonic() + timeout
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        try:
-            _connect(sock, path, timeout)
-            if pid is not None and _peer(sock)[0] not in (pid, 0):
-                raise ControlError(f"ask {path}: pid {_peer(sock)[0]} listens there, not the daemon, pid {pid}")
-            sock.sendall(json.dumps(message).encode() + b"\n")
-            return _receive(sock, end)
-        except TimeoutError:
-            raise ControlError(
-                f"ask {path}: no answer within {timeout:g} s; the daemon is busy, stopped or still at it"
-            ) from None
-        except PermissionError:
-            raise NotAllowed(f"ask {path}: it belongs to another user; try as root or as that user") from None
-        except (OSError, ValueError) as error:
-            if isinstance(error, ControlError):
-                raise
-            raise ControlError(f"ask {path}: {error}") from None
-
-
-def _connect(sock: socket.socket, path: str, timeout: float) -> None:
-    """Connect, waiting while too many others wait; a non-blocking socket would not (connect(2), EAGAIN)."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", *divmod(round(timeout * 1e6), 1000000)))
-    try:
-        with _short(path) as name:
-            sock.connect(name)
-    except BlockingIOError:
-        raise TimeoutError from None
-    sock.settimeout(timeout)
-
-
-def listener(path: str) -> int | None:
-    """The PID of the living process that listens at ``path``, be it too busy to answer; None if there is none.
-
-    A child that was forked off it, and outlives it, has inherited its socket but is not meant.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        try:
-            _connect(sock, path, 0.1)
-            pid = _peer(sock)[0]
-        except OSError:
-            return None
-        return pid if os.path.exists(f"/proc/{pid}/exe") else None  # a zombie has none (proc(5))
-
-
-def _receive(sock: socket.socket, end: float) -> Message:
-    data = bytearray()
-    while not data.endswith(b"\n"):
-        sock.settimeout(max(end - time.monotonic(), 0.001))
-        chunk = sock.recv(_CHUNK)
-        if not chunk:
-            raise ControlError("the daemon closed the connection without an answer")
-        data += chunk
-    answer = json.loads(data)
-    if not isinstance(answer, dict):
-        raise ControlError("the daemon's answer is no object")
-    return answer
-
-
-def _peer(sock: socket.socket) -> tuple[int, int]:
-    pid, uid, _ = _CRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CRED.size))
-    return pid, uid
-
-
-@contextlib.contextmanager
-def _short(path: str) -> Iterator[str]:
-    """A name for ``path`` that fits into sun_path's 108 bytes (unix(7)), however deep the run directory lies."""
-    directory, name = os.path.split(path)
-    fd = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{name}"
-    finally:
-        os.close(fd)

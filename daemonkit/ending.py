@@ -7,8 +7,9 @@ import os
 import signal
 from typing import Final
 
-from daemonkit import control, objects
+from daemonkit import objects
 from daemonkit.config.options import Schedule
+from daemonkit.core import asking
 from daemonkit.core.holder import Holder, find, settled
 from daemonkit.core.pidfile import PidFile, inspect
 from daemonkit.errors import ControlError, DaemonkitError, NotAllowed, StopTimeout, UsageError
@@ -60,12 +61,12 @@ def seek_lost(pid_path: str, socket_path: str) -> None:
     Raises:
         ControlError: it is there, but too busy to answer.
     """
-    if not os.path.exists(socket_path) or inspect(pid_path).locked or (pid := control.listener(socket_path)) is None:
+    if not os.path.exists(socket_path) or inspect(pid_path).locked or (pid := asking.listener(socket_path)) is None:
         return
     try:
-        control.ask(socket_path, {"do": "status"}, pid=pid, timeout=ANSWER_TIME)
+        asking.ask(socket_path, {"do": "status"}, pid=pid, timeout=ANSWER_TIME)
     except ControlError:
-        if control.listener(socket_path) == pid and not inspect(pid_path).locked:
+        if asking.listener(socket_path) == pid and not inspect(pid_path).locked:
             raise ControlError(
                 f"{pid_path} was deleted under pid {pid}, which is too busy to restore it; try again when it is idle"
             ) from None

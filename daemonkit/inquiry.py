@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Final, NamedTuple
 
-from daemonkit import control
-from daemonkit.core import board
+from daemonkit.core import asking, board
 from daemonkit.core.holder import settled
 from daemonkit.core.pidfile import holds, inspect
 from daemonkit.errors import ControlError, DaemonkitError
@@ -62,7 +61,7 @@ def _of_running(name: str, pid: int, socket_path: str) -> dict[str, Any]:
         return _from_outside(name, pid, "starting", seen)
     in_a_hurry = seen.state != "running" or seen.seconds > BUSY_TIME or _is_stopped(pid)
     try:
-        answer = control.ask(socket_path, {"do": "status"}, pid=pid, timeout=BUSY_TIME if in_a_hurry else ANSWER_TIME)
+        answer = asking.ask(socket_path, {"do": "status"}, pid=pid, timeout=BUSY_TIME if in_a_hurry else ANSWER_TIME)
     except ControlError as error:
         seen = board.read(pid)
         return _from_outside(name, pid, seen.state if seen else "running", seen, str(error))
@@ -86,7 +85,7 @@ def _from_outside(
 def _without_pid_file(socket_path: str) -> dict[str, Any] | None:
     """A daemon whose PID file was deleted still answers, and restores the file when it is asked."""
     try:
-        answer = control.ask(socket_path, {"do": "status"}, timeout=BUSY_TIME)
+        answer = asking.ask(socket_path, {"do": "status"}, timeout=BUSY_TIME)
     except DaemonkitError:
         return None
     answer.pop("ok", None)

@@ -319,7 +319,7 @@ tell(Background, start="thread")
     assert told[2] == "UsageError max_workers=0 must be a whole number, 1 or more"
     assert told[3] == "UsageError max_pending=-1 must be a whole number, 1 or more"
     assert "timeout" in told[4]
-    assert told[5] == "UsageError start='thread' is not one of server, spawn"
+    assert told[5] == "UsageError start='thread' is not one of server, spawn, daemon"
 
 
 def test_a_function_of_the_main_script_can_be_called(box: Box) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from daemonkit import control
+from daemonkit.core import asking
 from daemonkit.core.loop import Loop
 from daemonkit.errors import ControlError
 
@@ -29,7 +30,7 @@ class Serving:
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def _serve(self, message: control.Message, client: control.Client) -> None:
+    def _serve(self, message: asking.Message, client: control.Client) -> None:
         if message["do"] == "large":
             client.answer({"ok": True, "text": "x" * message["size"]})
         else:
@@ -62,7 +63,7 @@ def serving(tmp_path: Path) -> Iterator[Serving]:
 
 
 def test_a_request_is_answered(serving: Serving) -> None:
-    assert control.ask(serving.path, {"do": "echo", "x": 1})["echo"] == {"do": "echo", "x": 1}
+    assert asking.ask(serving.path, {"do": "echo", "x": 1})["echo"] == {"do": "echo", "x": 1}
 
 
 def test_the_socket_is_for_its_owner_only(serving: Serving) -> None:
@@ -70,7 +71,7 @@ def test_the_socket_is_for_its_owner_only(serving: Serving) -> None:
 
 
 def test_an_answer_of_many_megabytes_arrives_whole(serving: Serving) -> None:
-    answer = control.ask(serving.path, {"do": "large", "size": 20_000_000}, timeout=30)
+    answer = asking.ask(serving.path, {"do": "large", "size": 20_000_000}, timeout=30)
     assert len(answer["text"]) == 20_000_000
 
 
@@ -100,13 +101,13 @@ def test_an_oversized_frame_ends_its_connection_only(serving: Serving) -> None:
             assert sock.recv(1) == b""
         except (BrokenPipeError, ConnectionResetError):
             pass  # closed while we were still sending
-    assert control.ask(serving.path, {"do": "echo"})["ok"]
+    assert asking.ask(serving.path, {"do": "echo"})["ok"]
 
 
 def test_more_clients_than_are_served_push_the_oldest_out(serving: Serving) -> None:
     clients = [serving.connect() for _ in range(control.MAX_CLIENTS)]
     try:
-        assert control.ask(serving.path, {"do": "echo"})["ok"]
+        assert asking.ask(serving.path, {"do": "echo"})["ok"]
         assert clients[0].recv(1) == b""
     finally:
         for sock in clients:
@@ -115,18 +116,18 @@ def test_more_clients_than_are_served_push_the_oldest_out(serving: Serving) -> N
 
 def test_the_wrong_listener_is_not_talked_to(serving: Serving) -> None:
     with pytest.raises(ControlError, match="not the daemon"):
-        control.ask(serving.path, {"do": "echo"}, pid=os.getpid() + 1)
+        asking.ask(serving.path, {"do": "echo"}, pid=os.getpid() + 1)
 
 
 def test_nobody_listening_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="ask"):
-        control.ask(str(tmp_path / "none.sock"), {"do": "echo"})
+        asking.ask(str(tmp_path / "none.sock"), {"do": "echo"})
 
 
 def test_a_listener_that_never_answers_is_given_up(tmp_path: Path) -> None:
     path = str(tmp_path / "mute.sock")
     with control.listen(path), pytest.raises(ControlError, match="no answer within"):
-        control.ask(path, {"do": "echo"}, timeout=0.1)
+        asking.ask(path, {"do": "echo"}, timeout=0.1)
 
 
 def test_a_path_longer_than_sun_path_works(tmp_path: Path) -> None:
@@ -134,6 +135,6 @@ def test_a_path_longer_than_sun_path_works(tmp_path: Path) -> None:
     deep.mkdir(parents=True)
     serving = Serving(deep / "app.sock")
     try:
-        assert control.ask(serving.path, {"do": "echo"})["ok"]
+        assert asking.ask(serving.path, {"do": "echo"})["ok"]
     finally:
         serving.close()

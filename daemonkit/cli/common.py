@@ -77,7 +77,7 @@ class Place(NamedTuple):
             NotRunning: it is not.
             ControlError: it did not answer, or answered with an error.
         """
-        from daemonkit import control
+        from daemonkit.core import asking
         from daemonkit.errors import ControlError
 
         pid = self.pid()
@@ -85,7 +85,7 @@ class Place(NamedTuple):
             from daemonkit.core.inotify import wait_until
 
             wait_until(self.run_dir, lambda: os.path.exists(self.socket_path) or None, min(timeout, SOCKET_TIME))
-        answer = control.ask(self.socket_path, {"do": request, **arguments}, pid=pid, timeout=timeout)
+        answer = asking.ask(self.socket_path, {"do": request, **arguments}, pid=pid, timeout=timeout)
         if not answer.get("ok"):
             raise ControlError(f"{self.name}: {answer.get('error', 'refused')}")
         return answer

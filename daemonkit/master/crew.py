@@ -14,6 +14,7 @@ from daemonkit.config.options import Options
 from daemonkit.core.logs import flush_streams
 from daemonkit.errors import ForkServerLost, StartError
 from daemonkit.master import server as forks
+from daemonkit.master.backgrounds import Backgrounds
 from daemonkit.master.backoff import Backoff
 from daemonkit.master.forked import ForkedJobs
 from daemonkit.master.parts import Parts
@@ -48,6 +49,7 @@ class Crew:
         self._declared: Mapping[str, Worker] = script.workers  # by the code that the workers run
         self.workers = Workers(parts.timer, on_fatal)
         self.jobs = ForkedJobs(parts.timer, self._current)
+        self.backgrounds = Backgrounds(self._current)
 
     def fork(self, close: Callable[[], None]) -> None:
         """Fork the fork server; nothing of the user's has run but the import.
@@ -70,6 +72,7 @@ class Crew:
     def begin(self, options: Options) -> None:
         """Start the workers; from now on the forked jobs can be launched."""
         self.configure(options)
+        self._execute()
         self.jobs.begin(self._script.jobs)
         self.workers.begin(self._declared)
 
@@ -79,6 +82,7 @@ class Crew:
         self._execute()
         self.jobs.begin(self._script.jobs)
         self.workers.resume()
+        self.backgrounds.resume()
 
     def configure(self, options: Options) -> None:
         """Take on the bounds of a configuration."""
@@ -115,6 +119,7 @@ class Crew:
             self._roll.end("the daemon is stopping")
         self.workers.stop()
         self.jobs.stop(until)
+        self.backgrounds.stop()
         while self._is_busy() and time.monotonic() < until and not is_urgent():
             turn()
         self._kill_the_rest(turn)
@@ -126,7 +131,12 @@ class Crew:
 
     def describe(self) -> list[dict[str, Any]]:
         """One object a process, for ``status``."""
-        return [*map(self._describe_server, self._servers), *self.workers.describe(), *self.jobs.describe()]
+        return [
+            *map(self._describe_server, self._servers),
+            *self.workers.describe(),
+            *self.jobs.describe(),
+            *self.backgrounds.describe(),
+        ]
 
     def scale(self, name: str, count: int) -> str | None:
         """Have ``count`` processes of the worker ``name``; return why that cannot be."""

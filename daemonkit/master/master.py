@@ -310,6 +310,15 @@ class Master:
         self.crew = Crew(self.parts, self.script, self._lost_essential)
         self.crew.fork(close)
 
+    def need_crew(self) -> Crew:
+        """The crew; a script that has declared no children gets one whose fork server is a fresh image."""
+        if self.crew is None:
+            from daemonkit.master.crew import Crew
+
+            self.crew = Crew(self.parts, self.script, self._lost_essential)
+            self.crew.begin(self.configuration.options)
+        return self.crew
+
     def _lost_essential(self, place: Place) -> None:
         log.critical("worker %s is essential: the daemon ends", place.name)
         self.exit_code = 1

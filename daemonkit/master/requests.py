@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import stat
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from daemonkit import report
-from daemonkit.control import Client, Message
+from daemonkit.control import Client
+from daemonkit.core.asking import Message
 from daemonkit.core.job import Job
 from daemonkit.errors import told
 
@@ -87,6 +90,20 @@ def _scale(master: Master, message: Message, client: Client) -> Answer:
     return _outcome(master.crew.scale(name, count))
 
 
+def _background(master: Master, message: Message, client: Client) -> Answer:
+    """Take in what a process has for after its response; it speaks over the descriptor that came with the request."""
+    pid, fd = message.get("pid"), client.take_fd()
+    if type(pid) is not int or fd < 0 or not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        if fd >= 0:
+            os.close(fd)
+        return _outcome('"pid" must be the number of who asks, and a socket must come with the request')
+    try:
+        master.need_crew().backgrounds.begin(pid, fd, lambda error: client.answer(_outcome(error)))
+    finally:
+        os.close(fd)
+    return None
+
+
 def _launch(master: Master, message: Message, client: Client) -> Answer:
     """How it was started, for `restart`."""
     handover = master.parts.handover
@@ -143,4 +160,5 @@ _REQUESTS: dict[str, Callable[[Any, Message, Client], Answer]] = {
     "reexec": _reexec,
     "scale": _scale,
     "launch": _launch,
+    "background": _background,
 }

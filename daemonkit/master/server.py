@@ -14,7 +14,7 @@ import pickle
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypedDict
 
 from daemonkit.core import tree
@@ -22,7 +22,7 @@ from daemonkit.core.logs import Sink
 from daemonkit.core.loop import READ, WRITE, Loop
 from daemonkit.core.title import take_title
 from daemonkit.errors import ForkServerLost, ScriptError, told
-from daemonkit.processes import child
+from daemonkit.processes import child, interpreter
 from daemonkit.processes.children import Child, Children, OnEnd, OnStart, fork_server, serve_wire
 from daemonkit.processes.forkserver import MASTERS
 from daemonkit.processes.guard import UNNAMED, Guard, connections
@@ -47,9 +47,9 @@ OnLoad = Callable[[str | None], None]
 class Request(TypedDict):
     """What a child is to be."""
 
-    kind: str  # "worker" or "job"
+    kind: str  # "worker", "job" or "background"
     name: str
-    index: int  # of a worker; 0 for a job
+    index: int  # of a worker; else 0
 
 
 def title(daemon: str, request: Request) -> str:
@@ -108,11 +108,14 @@ class Server:
         self._is_hearing = False
         loop.watch(wire.fileno(), self._hear)
 
-    def spawn(self, request: Request, on_end: OnEnd, on_start: OnStart | None, on_note: OnNote) -> Child:
-        """Ask for a child.
+    def spawn(
+        self, request: Request, on_end: OnEnd, on_start: OnStart | None, on_note: OnNote, fds: Sequence[int] = ()
+    ) -> Child:
+        """Ask for a child, which is given copies of ``fds``.
 
         Raises:
             ForkServerLost: the server has ended; ``on_lost`` is called as well.
+            OSError: there is no room for the copies.
         """
         if self.is_lost:
             raise ForkServerLost("fork a child: the fork server has ended")
@@ -127,7 +130,7 @@ class Server:
                 _go_on(on_start, child)
 
         payload = json.dumps(request).encode()
-        made = self.children.spawn(payload, ended, started, adopts=request["kind"] == "job")
+        made = self.children.spawn(payload, ended, started, fds, adopts=request["kind"] == "job")
         self.notes.listeners[made.id] = on_note
         self._watch()
         return made
@@ -321,6 +324,8 @@ class Entrance:
         self._sink.become(name)
         for number in set(MASTERS) - {signal.SIGTERM}:
             signal.signal(number, _leave_to_the_master)
+        if request["kind"] == "background":
+            child.run(lambda: interpreter.become("daemonkit.processes.detached", message.fds), name, adopts=False)
         be = self._job if request["kind"] == "job" else self._work
         child.run(lambda: self._tell_failure(message.id, be, request), name, adopts=request["kind"] == "job")
 

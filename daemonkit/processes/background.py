@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from daemonkit.core.duration import positive_seconds
 from daemonkit.errors import BackgroundFull, ForkServerLost, UsageError
@@ -26,11 +26,14 @@ from daemonkit.processes import detached, detachedcall, interpreter, pickled
 from daemonkit.processes.detached import Kind
 from daemonkit.processes.wire import Closed, DescriptorsLost, Wire, pair
 
+if TYPE_CHECKING:
+    from daemonkit.processes.host import Host
+
 log = logging.getLogger("daemonkit.background")
 
 _START_TIME: Final = 30.0  # seconds that the program has to come up
 _SEND_TIME: Final = 10.0  # seconds that it has to take in what is sent
-STARTS: Final = ("server", "spawn")
+STARTS: Final = ("server", "spawn", "daemon")
 
 
 class Background:
@@ -47,6 +50,8 @@ class Background:
         max_pending: int = 1000,
         timeout: float | str = 3600.0,
         start: str = "server",
+        daemon: str | None = None,
+        run_dir: str | None = None,
     ) -> None:
         """Start nothing yet: the first call does.
 
@@ -56,7 +61,10 @@ class Background:
             timeout: for each call, in seconds or as text ("5m"); then ``TimeUp`` is raised in it, and 5 s later it is
                 killed with all that it has started.
             start: "server": calls are forked from a small clean process.  "spawn": each has a fresh interpreter, for
-                libraries that do not survive a fork.
+                libraries that do not survive a fork.  "daemon": as "server", but below the daemon ``daemon``, which
+                shows and logs them: they end with it, and its stop lets those that it has taken in finish first.
+            daemon: the name of a daemon of the same user; it must be running when the first call comes.
+            run_dir: its run directory; default: as the command would find it.
 
         Raises:
             UsageError: a value that cannot be meant.
@@ -65,6 +73,7 @@ class Background:
         if start not in STARTS:
             raise UsageError(f"start={start!r} is not one of {', '.join(STARTS)}")
         self._timeout = positive_seconds(timeout, what="timeout")
+        self._host = _host(start, daemon, run_dir)
         self._max_workers = max_workers
         self._is_fresh = start == "spawn"
         self._lock = threading.RLock()
@@ -108,7 +117,8 @@ class Background:
     def _release(self, asked: _Asked) -> None:
         with self._lock:
             was_held, asked.is_held = asked.is_held, False
-            if was_held and self._server is not None:  # else it was drained, or this is a fork of who has asked
+            server = self._server  # None: it was drained, or this is a fork of who has asked
+            if was_held and server is not None and server.has(asked):
                 self._do(lambda server: server.release(asked))
 
     def _do(self, act: Callable[[_Server], None]) -> None:
@@ -146,7 +156,9 @@ class Background:
                 self._server = None
         _instances().add(self)
         settings = interpreter.settings()
-        server = _Server(detached.Settings(settings, os.getpid(), self._max_workers, self._timeout, self._is_fresh))
+        name = self._host.name if self._host else None
+        asked_for = detached.Settings(settings, os.getpid(), self._max_workers, self._timeout, self._is_fresh, name)
+        server = _Server(asked_for, self._host.take if self._host else _detach)
         self._server = server
         for asked in open_calls:
             server.ask(asked, self._most)
@@ -175,27 +187,21 @@ class _Asked:
 class _Server:
     """The program, as the process that asks sees it."""
 
-    def __init__(self, settings: detached.Settings) -> None:
+    def __init__(self, settings: detached.Settings, begin: Callable[[int], None]) -> None:
         self._ids = itertools.count(1)
         self._open: dict[int, _Asked] = {}
         self._sock, theirs = pair()
         self.wire = Wire(self._sock)
         weakref.finalize(self, self._sock.close)
         try:
-            pid = interpreter.start("daemonkit.processes.detached", (theirs.fileno(),), has_session=True)
-            theirs.close()
             self.wire.send(Kind.SETTINGS, 0, pickled.dumps(tuple(settings)))
+            begin(theirs.fileno())
             self._sock.setblocking(False)
-            code = _exit_code(pid, _START_TIME)
-        except BrokenPipeError:
-            code = _exit_code(pid, _START_TIME)
         except BaseException:
-            theirs.close()
             self.wire.close()
             raise
-        if code:
-            self.wire.close()
-            raise ForkServerLost(f"background: its server could not be started, status {code}; see stderr")
+        finally:
+            theirs.close()
 
     def ask(self, asked: _Asked, most: int) -> None:
         if len(self._open) >= most:
@@ -204,6 +210,12 @@ class _Server:
         kind = Kind.HELD if asked.is_held else Kind.CALL
         self._open[asked.number] = asked
         self._send(asked, kind, b"".join((asked.name.encode(), b"\0", asked.request)))
+
+    def has(self, asked: _Asked) -> bool:
+        """Whether it is still to be done: a daemon that is stopped begins, and so finishes, what was held."""
+        with contextlib.suppress(ForkServerLost):  # told to whoever wants something of it
+            self.hear()
+        return self._open.get(asked.number) is asked
 
     def release(self, asked: _Asked) -> None:
         if self._open.get(asked.number) is asked:
@@ -252,7 +264,9 @@ class _Server:
         """It is gone: say what is lost, and return what was not begun."""
         self.wire.close()
         lost = ", ".join(asked.name for asked in self._open.values() if not asked.request)
-        log.error("background: its server has ended; lost: %s", lost or "no call")
+        log.log(
+            logging.ERROR if lost else logging.INFO, "background: its server has ended; lost: %s", lost or "no call"
+        )
         return [asked for asked in self._open.values() if asked.request]
 
     def drain(self, end: float) -> bool:
@@ -267,6 +281,27 @@ class _Server:
         finally:
             self.wire.close()
         return False
+
+
+def _host(start: str, daemon: str | None, run_dir: str | None) -> Host | None:
+    if start != "daemon":
+        if daemon is not None or run_dir is not None:
+            raise UsageError(f'start={start!r}: daemon= and run_dir= are for start="daemon"')
+        return None
+    from daemonkit.processes.host import Host  # what it loads, others do not need
+
+    return Host(daemon, run_dir)
+
+
+def _detach(fd: int) -> None:
+    """Start the program as nobody's child, with ``fd``, the other end of our wire.
+
+    Raises:
+        ForkServerLost: it has not come up.
+    """
+    pid = interpreter.start("daemonkit.processes.detached", (fd,), has_session=True)
+    if code := _exit_code(pid, _START_TIME):
+        raise ForkServerLost(f"background: its server could not be started, status {code}; see stderr")
 
 
 def background(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:

@@ -1,5 +1,7 @@
 """The program behind ``background``: detached from the process that asks, and there until all it has accepted is done.
 
+Or it is a child of a daemon's, and ends with that.
+
 It is small and has one thread.  The calls run in children of a fork server below it (law 3); here they wait for their
 turn, are ended when their time is up, and what becomes of them is told: a failure on stderr, which is the asking
 process's.  When that has ended, what was accepted is finished, and then this process ends, too.
@@ -21,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, NoReturn
 
 from daemonkit.core.duration import describe
+from daemonkit.core.signalfd import drain, open_signalfd
 from daemonkit.core.title import take_title
 from daemonkit.errors import ForkServerLost
 from daemonkit.processes import call, child, detachedcall, interpreter, pickled, poolserver
@@ -54,6 +57,12 @@ class Settings(NamedTuple):
     max_workers: int
     timeout: float  # seconds for each call
     is_fresh: bool  # each call has an interpreter of its own
+    daemon: str | None = None  # whose child this is; None: it is detached
+
+    @property
+    def title(self) -> str:
+        """In ps."""
+        return f"{self.daemon}: background of pid {self.pid}" if self.daemon else f"background of pid {self.pid}"
 
 
 def main() -> NoReturn:
@@ -65,18 +74,25 @@ def main() -> NoReturn:
         raise SystemExit("daemonkit.processes.detached is started by background()")
     settings = Settings(*pickled.loads(first.payload))
     interpreter.Settings(*settings.interpreter).take_over()
-    reader, writer = os.pipe()
-    if os.fork():  # so we are nobody's child, and no session's leader
-        os.close(writer)
-        os._exit(0 if os.read(reader, 1) else child.FAILED)
-    os.close(reader)
-    take_title(f"background of pid {settings.pid}")
+    told = None if settings.daemon else _detach()
+    stop = open_signalfd((signal.SIGTERM,)) if settings.daemon else None
+    take_title(settings.title)
     child.or_end(child.null_stdin)
     for number in MASTERS:
         signal.signal(number, signal.SIG_IGN)
     sock.setblocking(False)
-    child.or_end(lambda: Backlog(wire, settings).serve(writer))
+    child.or_end(lambda: Backlog(wire, settings, stop).serve(told))
     child.leave(0)
+
+
+def _detach() -> int:
+    """Go on as nobody's child, and no session's leader; return where a byte tells the first process to exit with 0."""
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        os._exit(0 if os.read(reader, 1) else child.FAILED)
+    os.close(reader)
+    return writer
 
 
 class _Call:
@@ -98,17 +114,18 @@ class _Call:
 class Backlog:
     """The calls that were accepted and are not done."""
 
-    def __init__(self, wire: Wire, settings: Settings) -> None:
-        """Accept calls from ``wire``, whose socket does not block."""
+    def __init__(self, wire: Wire, settings: Settings, stop: int | None = None) -> None:
+        """Accept calls from ``wire``, whose socket does not block, until the signalfd ``stop`` says: no more."""
         self._wire = wire
+        self._stop = stop
         self._settings = settings
-        self._is_open = True  # the other end is there
+        self._is_open = True  # the other end is there, and heard
         self._held: dict[int, _Call] = {}
         self._waiting: deque[_Call] = deque()
         self._running: dict[int, _Call] = {}  # by the child's id
         self._server: _Server
 
-    def serve(self, told: int) -> None:
+    def serve(self, told: int | None) -> None:
         """Return when nobody will ask any more, and all is done; a byte to the descriptor ``told`` says: it has begun.
 
         Raises:
@@ -116,14 +133,17 @@ class Backlog:
         """
 
         def forget() -> None:
-            self._wire.close()
-            os.close(told)
+            self._forget()
+            if told is not None:
+                os.close(told)
 
         self._server = _Server(self._settings, forget)
-        os.write(told, b"+")
-        os.close(told)
+        if told is not None:
+            os.write(told, b"+")
+            os.close(told)
         while self._is_open or self._waiting or self._running:
-            self._sleep()
+            if self._sleep() and self._is_open:
+                self._finish()
             if self._is_open:
                 self._hear()
             try:
@@ -138,14 +158,39 @@ class Backlog:
             self._fill()
         self._server.close()
 
-    def _sleep(self) -> None:
+    def _forget(self) -> None:
+        """In the fork server: what is ours alone."""
+        self._wire.close()
+        if self._stop is not None:
+            os.close(self._stop)
+
+    def _sleep(self) -> bool:
+        """Sleep until something is to be done; tell whether the daemon wants us to end."""
         poll = select.poll()
+        if self._stop is not None:
+            poll.register(self._stop, select.POLLIN)
         wires = (self._wire, self._server.children.wire) if self._is_open else (self._server.children.wire,)
         for wire in wires:
             poll.register(wire.fileno(), select.POLLIN | (select.POLLOUT if wire.is_waiting else 0))
         poll.register(self._server.results.fileno(), select.POLLIN)
         due = min((each.due for each in self._running.values()), default=math.inf)
-        poll.poll(None if due == math.inf else max(due - time.monotonic(), 0.0) * 1000 + 1)
+        ready = poll.poll(None if due == math.inf else max(due - time.monotonic(), 0.0) * 1000 + 1)
+        if self._stop is None or all(fd != self._stop for fd, _ in ready):
+            return False
+        drain(self._stop)
+        return True
+
+    def _finish(self) -> None:
+        """Take in what was sent, and no more: what comes later, or was not told here, stays with whoever asks."""
+        self._hear()
+        if not self._is_open:
+            return
+        self._is_open = False
+        self._waiting.extend(self._held.values())
+        for entry in (*self._waiting, *self._running.values()):
+            self._tell(Kind.ENDED, entry.id)
+        if names := ", ".join(entry.name for entry in (*self._running.values(), *self._waiting)):
+            _log(f"{self._settings.daemon} is to stop; it finishes first: {names}", os.getpid())
 
     def _hear(self) -> None:
         """Take in what is asked."""
@@ -264,7 +309,7 @@ class Backlog:
             names = ", ".join(entry.name for entry in self._waiting) or "no calls"
             _log(f"the fork server, pid {server.pid}, could not begin; given up: {names}", os.getpid())
             child.leave(child.FAILED)
-        self._server = _Server(self._settings, self._wire.close)
+        self._server = _Server(self._settings, self._forget)
 
 
 class _Server:
@@ -282,7 +327,7 @@ class _Server:
 
         def prepare() -> None:
             forget()
-            take_title(f"background of pid {settings.pid}: fork server")
+            take_title(f"{settings.title}: fork server")
             self.results.close()
 
         self.has_worked = False  # it has forked once

@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 from harness import PATIENCE, Box, await_end
 
-from daemonkit import control
+from daemonkit.core import asking
 from daemonkit.core.pidfile import State, inspect
 
 NOBODY = 65534
@@ -260,7 +260,7 @@ def test_step_14_the_launcher_waits_until_the_daemon_says_that_it_is_ready(box: 
 
 def test_step_15_once_the_launcher_has_exited_all_that_speaks_to_the_daemon_works(box: Box) -> None:
     pid = box.start(QUIET)
-    assert control.ask(str(box.run_dir / "beat.sock"), {"do": "status"}, pid=pid)["pid"] == pid
+    assert asking.ask(str(box.run_dir / "beat.sock"), {"do": "status"}, pid=pid)["pid"] == pid
     assert inspect(str(box.run_dir / "beat.pid")) == State(True, True, pid)
     assert f"ready, pid {pid}" in box.log.read_text()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from harness import PATIENCE, Box, await_end
 
-from daemonkit import control
+from daemonkit.core import asking
 from daemonkit.core.inotify import wait_until
 
 IDLE = "@every(3600)\ndef beat(): pass\n"
@@ -34,7 +34,7 @@ def await_files(box: Box, pid: int) -> None:
     def are_back() -> bool | None:
         if not all((box.run_dir / file).exists() for file in FILES):
             return None
-        return (box.pid() == pid and control.listener(str(box.run_dir / "beat.sock")) == pid) or None
+        return (box.pid() == pid and asking.listener(str(box.run_dir / "beat.sock")) == pid) or None
 
     assert wait_until(str(box.path), are_back, PATIENCE), box.log.read_text()
 
