@@ -24,6 +24,8 @@
     ├── ForkRefused           (RuntimeError)      a child would share threads or connections of this process
     ├── StopTimeout           (TimeoutError)      still there when the time was up
     ├── MissingLibrary        (ImportError)       an optional library is wanted, and is not installed
+    ├── BrokerError           (ConnectionError)   the broker of a queue cannot be reached, or refuses
+    │   └── BrokerFull        (OSError)           ... for want of room on its disk or in its memory
     ├── ChannelClosed         (EOFError)          the other end of a channel is closed
     └── IpcError              (OSError)           a System V object cannot be made, found or used
         ├── NoSuchObject      (FileNotFoundError) nothing has that key, or it was removed meanwhile
@@ -167,6 +169,14 @@ class StopTimeout(DaemonkitError, TimeoutError):
 
 class MissingLibrary(DaemonkitError, ImportError):
     """An optional library is wanted, and is not installed."""
+
+
+class BrokerError(DaemonkitError, ConnectionError):
+    """The broker of a queue cannot be reached or used, or refuses what was asked."""
+
+
+class BrokerFull(BrokerError):
+    """The broker has no room, on its disk or in its memory; nothing was put."""
 
 
 class ChannelClosed(DaemonkitError, EOFError):

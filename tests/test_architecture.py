@@ -23,6 +23,7 @@ LAYERS = [
     ["inquiry", "ending", "report", "loader", "exec", "leftovers", "objects"],
     ["api"],
     ["script", "handover", "control", "service"],
+    ["queue"],
     ["config", "processes", "ipc"],
     ["core"],
     ["errors"],

@@ -1,0 +1,418 @@
+"""The contract of a broker, the same on every engine."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import PATIENCE
+
+from daemonkit.errors import BrokerError, UsageError
+from daemonkit.queue.broker import Broker, Bury, Delete, NewTask, Release, Reservation, State, Touch
+from daemonkit.queue.sqlite import SqliteBroker
+
+Connect = Callable[[], Broker]
+LONG = 2.0**31  # seconds
+
+
+@pytest.fixture(params=["sqlite"])
+def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Connect]:
+    """A function that opens one connection more to one broker."""
+    opened: list[Broker] = []
+
+    def connect() -> Broker:
+        opened.append(SqliteBroker(str(tmp_path / "queue.db")))
+        return opened[-1]
+
+    yield connect
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def broker(connect: Connect) -> Broker:
+    return connect()
+
+
+def reserve(broker: Broker, *queues: str) -> Reservation:
+    """Reserve one task that is there, or will be when its time has come."""
+    until = time.monotonic() + PATIENCE
+    while not (found := broker.reserve(*(queues or ("mail",)))):
+        due = broker.next_due(queues or ("mail",))
+        assert due is not None
+        assert time.monotonic() < until
+        select.select([broker.watch()], [], [], due)
+        broker.drain()
+    return found[0]
+
+
+def ids(reserved: list[Reservation]) -> list[str]:
+    return [each.id for each in reserved]
+
+
+def count(broker: Broker, state: State, queue: str = "mail") -> int:
+    return next((int(getattr(each, state.value)) for each in broker.stats() if each.queue == queue), 0)
+
+
+def test_what_is_put_is_reserved_as_it_was_put(broker: Broker) -> None:
+    body = bytes(range(256))
+    id = broker.put("mail", NewTask(body, priority=7, ttr=3.5))
+    found = reserve(broker)
+    assert found == Reservation("mail", id, found.token, body, 7, 3.5, 0)
+    assert found.token > 0
+
+
+def test_nothing_is_reserved_where_nothing_is(broker: Broker) -> None:
+    broker.put("mail", NewTask(b""))
+    assert broker.reserve("other", "another") == []
+    assert broker.exchange((), {"mail": 0}, 5).reserved == []
+    assert broker.exchange((), {"mail": 5}, 0).reserved == []
+
+
+def test_lower_priorities_come_first_and_equal_ones_in_the_order_of_their_puts(broker: Broker) -> None:
+    put = [broker.put("mail", NewTask(b"", priority)) for priority in (5, 2**32 - 1, 0, 5, 5)]
+    assert ids(broker.reserve("mail", count=9)) == [put[2], put[0], put[3], put[4], put[1]]
+
+
+def test_priorities_count_across_queues_and_each_queue_gives_no_more_than_asked(broker: Broker) -> None:
+    for n in range(4):
+        broker.put("mail", NewTask(b"m%d" % n, priority=n))
+        broker.put("sms", NewTask(b"s%d" % n, priority=n))
+    found = broker.exchange((), {"mail": 4, "sms": 1}, 3).reserved
+    assert sorted(each.body for each in found[:2]) == [b"m0", b"s0"]
+    assert found[2].body == b"m1"
+    assert [each.body for each in broker.exchange((), {"sms": 9}, 2).reserved] == [b"s1", b"s2"]
+
+
+def test_what_is_reserved_is_nobody_elses(connect: Connect) -> None:
+    one, other = connect(), connect()
+    one.put("mail", NewTask(b""))
+    assert len(one.reserve("mail")) == 1
+    assert other.reserve("mail") == []
+
+
+def test_tokens_grow_with_each_reservation_also_of_the_same_task(broker: Broker) -> None:
+    broker.put_many("mail", [NewTask(b"")] * 3)
+    tokens = [each.token for each in broker.reserve("mail", count=3)]
+    assert tokens == sorted(set(tokens))
+    id = broker.put("sms", NewTask(b""))
+    for _ in range(3):
+        found = reserve(broker, "sms")
+        assert found.id == id
+        tokens.append(found.token)
+        assert broker.release(found)
+    assert tokens[3:] == sorted(set(tokens[3:]))
+
+
+def test_what_is_deleted_is_gone_and_a_second_time_it_is_no_longer_ours(broker: Broker) -> None:
+    broker.put("mail", NewTask(b""))
+    found = reserve(broker)
+    assert broker.delete(found)
+    assert broker.peek(found.id) is None
+    assert not broker.delete(found)
+    assert not broker.touch(found)
+    assert not broker.release(found)
+    assert not broker.bury(found, "why")
+    assert broker.stats() == []
+
+
+def test_who_is_too_late_changes_nothing(broker: Broker) -> None:
+    broker.put("mail", NewTask(b"", ttr=0.02))
+    late = reserve(broker)
+    now = reserve(broker)  # its ttr is up
+    assert now.id == late.id
+    assert now.token > late.token
+    assert now.failures == 1
+    for act in (broker.delete, broker.touch, broker.release, lambda each: broker.bury(each, "why")):
+        assert not act(late)
+    task = broker.peek(now.id)
+    assert task is not None
+    assert (task.state, task.timeouts, task.reserves) == (State.RESERVED, 1, 2)
+    assert task.reason == "it was not done within its ttr"
+
+
+def test_a_touch_lets_the_ttr_begin_anew(broker: Broker) -> None:
+    broker.put("mail", NewTask(b"", ttr=1))
+    found = reserve(broker)
+    broker.put("mail", NewTask(b"", delay=0.7))
+    reserve(broker)
+    assert broker.touch(found)
+    task = broker.peek(found.id)
+    assert task is not None
+    assert task.left is not None
+    assert task.left > 0.7
+
+
+def test_what_is_released_comes_again_and_only_with_a_reason_as_a_failure(broker: Broker) -> None:
+    first, second = (broker.put("mail", NewTask(body)) for body in (b"1", b"2"))
+    found = reserve(broker)
+    assert broker.release(found, priority=2000)
+    assert reserve(broker).id == second
+    again = reserve(broker)
+    assert (again.id, again.priority, again.failures) == (first, 2000, 0)
+    assert broker.release(again, reason="no route")
+    task = broker.peek(first)
+    assert task is not None
+    assert (task.state, task.releases, task.failures, task.reason) == (State.READY, 2, 1, "no route")
+    assert reserve(broker).failures == 1
+
+
+def test_a_delay_keeps_a_task_until_then_and_the_next_due_time_is_told(broker: Broker) -> None:
+    id = broker.put("mail", NewTask(b"", delay=0.05))
+    assert broker.reserve("mail") == []
+    assert count(broker, State.DELAYED) == 1
+    due = broker.next_due(["mail"])
+    assert due is not None
+    assert 0 < due <= 0.05
+    found = reserve(broker)
+    assert broker.release(found, delay=LONG)
+    assert broker.reserve("mail") == []
+    task = broker.peek(id)
+    assert task is not None
+    assert task.left is not None
+    assert LONG - 60 < task.left <= LONG
+    assert task.state == State.DELAYED
+
+
+def test_what_is_buried_comes_only_when_it_is_kicked_its_failures_forgotten(broker: Broker) -> None:
+    id = broker.put("mail", NewTask(b""))
+    assert broker.bury(reserve(broker), "Bad: it is\nbroken")
+    assert broker.reserve("mail") == []
+    task = broker.peek(id)
+    assert task is not None
+    assert (task.state, task.buries, task.failures, task.reason) == (State.BURIED, 1, 1, "Bad: it is\nbroken")
+    assert broker.kick_task(id)
+    assert not broker.kick_task(id)
+    found = reserve(broker)
+    assert (found.id, found.failures) == (id, 0)
+    again = broker.peek(id)
+    assert again is not None
+    assert again.kicks == 1
+
+
+def test_a_kick_takes_buried_ones_in_the_order_of_their_burials_and_delayed_ones_only_if_there_are_none(
+    broker: Broker,
+) -> None:
+    put = [broker.put("mail", NewTask(b"%d" % n)) for n in range(3)]
+    for each in broker.reserve("mail", count=3):
+        assert broker.bury(each, "")
+    broker.put("mail", NewTask(b"later", delay=LONG))
+    assert broker.kick("mail", 2) == 2
+    assert ids(broker.reserve("mail", count=9)) == put[:2]
+    assert broker.kick("mail", 9) == 1
+    assert broker.kick("mail", 9) == 1
+    assert [each.body for each in broker.reserve("mail", count=9)] == [b"2", b"later"]
+    assert broker.kick("mail", 9) == 0
+    assert broker.kick("unheard-of", 9) == 0
+
+
+def test_tasks_can_be_deleted_and_buried_by_hand_but_not_while_they_are_reserved(broker: Broker) -> None:
+    put = [broker.put("mail", NewTask(b"", delay=delay)) for delay in (0, 0, 9)]
+    found = reserve(broker)
+    assert not broker.delete_task(found.id)
+    assert not broker.bury_task(found.id, "")
+    assert broker.bury_task(put[1], "by hand")
+    assert not broker.bury_task(put[1], "by hand")
+    assert [each.reason for each in broker.peek_state("mail", State.BURIED)] == ["by hand"]
+    assert broker.delete_task(put[1])
+    assert broker.delete_task(put[2])
+    assert not broker.delete_task(put[2])
+    for nothing in ("", "0", "-1", "x", "99999999999999999999", "1 OR 1=1"):
+        assert not broker.delete_task(nothing)
+        assert broker.peek(nothing) is None
+
+
+def test_peek_shows_the_first_of_each_state(broker: Broker) -> None:
+    for n in (3, 1, 2):
+        broker.put("mail", NewTask(b"ready %d" % n, priority=n))
+        broker.put("mail", NewTask(b"delayed %d" % n, delay=n * 100.0))
+    assert [each.body for each in broker.peek_state("mail", State.READY, 2)] == [b"ready 1", b"ready 2"]
+    assert [each.body for each in broker.peek_state("mail", State.DELAYED, 9)] == [
+        b"delayed 1",
+        b"delayed 2",
+        b"delayed 3",
+    ]
+    assert broker.peek_state("mail", State.BURIED) == broker.peek_state("mail", State.RESERVED) == []
+    found = reserve(broker)
+    (task,) = broker.peek_state("mail", State.RESERVED)
+    assert (task.id, task.state, task.left is not None) == (found.id, State.RESERVED, True)
+    assert broker.peek_state("unheard-of", State.READY) == []
+
+
+def test_stats_count_each_state_of_each_queue(broker: Broker) -> None:
+    broker.put_many("mail", [NewTask(b"")] * 5)
+    broker.put_many("mail", [NewTask(b"", delay=9)] * 2)
+    broker.put("a", NewTask(b""))
+    one, other = broker.reserve("mail", count=2)
+    assert broker.bury(one, "")
+    assert [each[:5] for each in broker.stats()] == [("a", 1, 0, 0, 0), ("mail", 3, 2, 1, 1)]
+    assert broker.delete(other)
+
+
+def test_a_second_put_with_the_key_of_a_task_that_is_there_is_no_second_task(broker: Broker) -> None:
+    first = broker.put("mail", NewTask(b"1", key="order 7"))
+    assert broker.put("mail", NewTask(b"2", key="order 7")) == first
+    assert broker.put("sms", NewTask(b"3", key="order 7")) != first
+    found = reserve(broker)
+    assert (found.id, found.body) == (first, b"1")
+    assert broker.put("mail", NewTask(b"4", key="order 7")) == first
+    assert broker.delete(found)
+    assert broker.put("mail", NewTask(b"5", key="order 7")) != first
+
+
+def test_a_paused_queue_hands_out_nothing_and_others_do_and_all_see_it(connect: Connect) -> None:
+    one, other = connect(), connect()
+    one.put("mail", NewTask(b"m"))
+    one.put("sms", NewTask(b"s"))
+    one.pause("mail", LONG, "the relay is down")
+    third = connect()
+    assert [each.body for each in third.reserve("mail", "sms", count=9)] == [b"s"]
+    stats = {each.queue: each for each in other.stats()}
+    assert stats["mail"].pause_reason == "the relay is down"
+    assert stats["mail"].paused is not None
+    assert stats["mail"].paused > LONG - 60
+    assert stats["sms"].paused is None
+    other.pause("mail", 0)
+    assert [each.body for each in third.reserve("mail")] == [b"m"]
+
+
+def test_a_pause_ends_by_itself_and_that_is_a_due_time(broker: Broker) -> None:
+    broker.put("mail", NewTask(b"m"))
+    broker.pause("mail", 0.05)
+    assert broker.reserve("mail") == []
+    assert reserve(broker).body == b"m"
+    assert [each.paused for each in broker.stats()] == [None]
+
+
+def test_empty_deletes_all_but_what_is_reserved_or_only_some_states(broker: Broker) -> None:
+    broker.put_many("mail", [NewTask(b"%d" % n) for n in range(6)])
+    broker.put_many("mail", [NewTask(b"", delay=9)] * 3)
+    broker.put("sms", NewTask(b""))
+    reserved, buried = broker.reserve("mail", count=2)
+    assert broker.bury(buried, "")
+    assert broker.empty("mail", [State.DELAYED]) == 3
+    assert broker.empty("mail") == 5
+    assert broker.empty("mail") == 0
+    assert broker.empty("unheard-of") == 0
+    assert [each[:5] for each in broker.stats()] == [("mail", 0, 0, 1, 0), ("sms", 1, 0, 0, 0)]
+    assert broker.delete(reserved)
+
+
+def test_outcomes_and_reservations_go_in_one_exchange_and_what_is_late_is_told(broker: Broker) -> None:
+    broker.put_many("mail", [NewTask(b"%d" % n) for n in range(6)])
+    a, b, c, d = broker.reserve("mail", count=4)
+    assert broker.delete(a)
+    found = broker.exchange([Delete(a), Delete(b), Release(c), Bury(d, "no")], {"mail": 2}, 2)
+    assert found.lost == [a]
+    assert [each.body for each in found.reserved] == [b"2", b"4"]
+    assert broker.exchange([Touch(a), Touch(found.reserved[0])], {}, 0).lost == [a]
+
+
+def test_a_consumer_that_waits_is_woken_by_another_process_and_not_by_its_own_looks(
+    broker: Broker, connect: Connect
+) -> None:
+    fd = broker.watch()
+    assert broker.reserve("mail") == []
+    broker.drain()
+    assert broker.reserve("mail") == []
+    assert not select.select([fd], [], [], 0)[0]
+    connect().put("mail", NewTask(b"wake up"))
+    assert select.select([fd], [], [], PATIENCE)[0]
+    broker.drain()
+    assert reserve(broker).body == b"wake up"
+
+
+def test_a_due_time_comes_without_anybody_writing(broker: Broker) -> None:
+    assert broker.next_due(["mail"]) is None
+    broker.put("mail", NewTask(b"", delay=500))
+    due = broker.next_due(["mail"])
+    assert due is not None
+    assert 400 < due <= 500
+
+
+@pytest.mark.parametrize(
+    ("queue", "task", "words"),
+    [
+        ("", NewTask(b""), "queue ''"),
+        ("-x", NewTask(b""), "queue '-x'"),
+        ("a b", NewTask(b""), "queue 'a b'"),
+        ("a\r\ndelete 1", NewTask(b""), "delete 1"),
+        ("ä", NewTask(b""), "queue 'ä'"),
+        ("x" * 201, NewTask(b""), "up to 200"),
+        ("mail", NewTask(b"", priority=-1), "priority=-1"),
+        ("mail", NewTask(b"", priority=2**32), "priority=4294967296"),
+        ("mail", NewTask(b"", priority=1.5), "priority=1.5"),  # type: ignore[arg-type]
+        ("mail", NewTask(b"", priority=True), "priority=True"),
+        ("mail", NewTask(b"", delay=-1), "delay=-1"),
+        ("mail", NewTask(b"", delay=float("nan")), "delay=nan"),
+        ("mail", NewTask(b"", delay=float("inf")), "delay=inf"),
+        ("mail", NewTask(b"", ttr=0), "ttr=0"),
+        ("mail", NewTask(b"", ttr="60"), "ttr='60'"),  # type: ignore[arg-type]
+        ("mail", NewTask("text"), "a body is bytes, not str"),  # type: ignore[arg-type]
+        ("mail", NewTask(b"", key=""), "key=''"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_and_nothing_is_put(
+    broker: Broker, queue: str, task: NewTask, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words.replace("(", r"\(")):
+        broker.put_many(queue, [NewTask(b"good"), task])
+    assert broker.stats() == []
+
+
+def test_of_several_put_at_once_all_are_put_or_none(broker: Broker) -> None:
+    assert len(set(broker.put_many("mail", [NewTask(b"")] * 100))) == 100
+    assert broker.put_many("mail", []) == []
+    assert count(broker, State.READY) == 100
+
+
+def test_a_body_of_ten_megabytes_comes_back_whole(broker: Broker) -> None:
+    body = os.urandom(10_000_000)
+    broker.put("mail", NewTask(body))
+    assert reserve(broker).body == body
+
+
+def test_after_a_fork_the_child_is_told_and_the_parent_goes_on(broker: Broker) -> None:
+    reader, writer = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            broker.put("mail", NewTask(b"child"))
+        except BrokerError as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as told:
+        assert b"open one after the fork" in told.read()
+    os.waitpid(pid, 0)
+    broker.put("mail", NewTask(b"parent"))
+    assert reserve(broker).body == b"parent"
+
+
+def test_what_a_consumer_had_reserved_that_was_killed_is_given_back_at_once(connect: Connect) -> None:
+    broker = connect()
+    broker.put_many("mail", [NewTask(b"%d" % n) for n in range(3)])
+    program = f"""
+import sys
+from daemonkit.queue.sqlite import SqliteBroker
+broker = SqliteBroker({broker.url.partition(":")[2]!r})
+print(*[each.id for each in broker.reserve("mail", count=2)], flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as consumer:
+        assert consumer.stdout is not None
+        taken = consumer.stdout.readline().split()
+        assert broker.recover() == 0
+        consumer.kill()
+    assert broker.recover() == 2
+    found = broker.reserve("mail", count=9)
+    assert sorted(ids(found))[:2] == taken
+    assert [each.failures for each in found] == [1, 1, 0]
