@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from daemonkit.processes.background import background as background
     from daemonkit.processes.call import progress as progress
     from daemonkit.processes.pool import Pool as Pool
+    from daemonkit.queue.current import current_task as current_task
 
     every, after, cron, on, main = default.every, default.after, default.cron, default.on, default.main
-    worker, program = default.worker, default.program
+    worker, program, task = default.worker, default.program, default.task
 
 __version__ = "0.1.0"
-# Background, Pool, background, ipc and progress are not among them: `import *` would load what few scripts want.
+# Background, Pool, background, current_task, ipc and progress are not among them: `import *` would load what few want.
 __all__ = [
     "AlreadyRunning",
     "Daemon",
@@ -44,6 +45,7 @@ __all__ = [
     "on",
     "program",
     "settings",
+    "task",
     "worker",
 ]
 
@@ -54,11 +56,12 @@ _HOMES = {
     "PidFile": "daemonkit.core.pidfile",
     "Pool": "daemonkit.processes.pool",
     "progress": "daemonkit.processes.call",
+    "current_task": "daemonkit.queue.current",
     "AlreadyRunning": "daemonkit.errors",
     "DaemonkitError": "daemonkit.errors",
     "UsageError": "daemonkit.errors",
 }
-_METHODS = frozenset({"after", "cron", "every", "main", "on", "program", "worker"})
+_METHODS = frozenset({"after", "cron", "every", "main", "on", "program", "task", "worker"})
 
 
 def __getattr__(name: str) -> Any:

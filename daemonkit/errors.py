@@ -26,6 +26,8 @@
     ├── MissingLibrary        (ImportError)       an optional library is wanted, and is not installed
     ├── BrokerError           (ConnectionError)   the broker of a queue cannot be reached, or refuses
     │   └── BrokerFull        (OSError)           ... for want of room on its disk or in its memory
+    ├── PayloadError          (ValueError)        a task's body is none that a declared task can be called with
+    ├── TaskTimeout           (TimeoutError)      raised in a task whose soft_timeout is up
     ├── ChannelClosed         (EOFError)          the other end of a channel is closed
     └── IpcError              (OSError)           a System V object cannot be made, found or used
         ├── NoSuchObject      (FileNotFoundError) nothing has that key, or it was removed meanwhile
@@ -177,6 +179,14 @@ class BrokerError(DaemonkitError, ConnectionError):
 
 class BrokerFull(BrokerError):
     """The broker has no room, on its disk or in its memory; nothing was put."""
+
+
+class PayloadError(DaemonkitError, ValueError):
+    """A task's body is no JSON, names no declared task, or has arguments that this does not take."""
+
+
+class TaskTimeout(DaemonkitError, TimeoutError):
+    """The task's ``soft_timeout`` is up: it may tidy up until its ``timeout``."""
 
 
 class ChannelClosed(DaemonkitError, EOFError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, overload
 
 from daemonkit.core.duration import describe, positive_seconds, seconds
 from daemonkit.core.job import Forking, Job, Policy
@@ -14,6 +14,8 @@ from daemonkit.errors import UsageError
 
 if TYPE_CHECKING:
     from daemonkit.processes.worker import Worker
+    from daemonkit.queue.outlet import Outlet
+    from daemonkit.queue.task import Task
 
 EVENTS: Final = ("start", "stop", "reload", "fork")
 OVERLAPS: Final = ("skip", "queue", "kill")
@@ -24,6 +26,8 @@ _FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal
 
 _USUAL: Final = Policy()  # shared: 100,000 jobs may be declared
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -42,18 +46,21 @@ class Script:
         self.jobs: dict[str, Job] = {}
         self.handlers: dict[str | int, list[Callable[[], Any]]] = {}
         self.workers: dict[str, Worker] = {}
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self.broker: str | None = None  # the URL in force, in a daemon
+        self._outlet: Outlet | None = None
         self.main_loop: Callable[[], Any] | None = None
         self._forks = False
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing has been declared."""
-        return not (self.jobs or self.handlers or self.workers or self.main_loop)
+        return not (self.jobs or self.handlers or self.workers or self.tasks or self.main_loop)
 
     @property
     def needs_children(self) -> bool:
         """Whether anything that is declared runs in a process of its own."""
-        return self._forks or bool(self.workers)
+        return self._forks or bool(self.workers) or bool(self.tasks)
 
     def every(
         self,
@@ -196,6 +203,42 @@ class Script:
         from daemonkit.processes import declare
 
         self._add_worker(declare.program(name, argv, count, **options))
+
+    @overload
+    def task(self, queue: Callable[P, R]) -> Task[P, R]: ...
+    @overload
+    def task(
+        self, queue: str = "default", name: str | None = None, **options: Any
+    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(self, queue: Any = "default", name: str | None = None, **options: Any) -> Any:
+        """Let the function be called later, by another process: ``send_mail.put("a@b.c", delay=10)``.
+
+        A plain call still calls it.  A daemon whose script declares tasks consumes their queues.
+
+        Args:
+            queue: where its tasks are put.
+            name: of the task, for producers in other languages; default: the function's.
+            options: those of ``queue.declare.policy``.
+
+        Raises:
+            UsageError: a value that cannot be meant, or a name that is taken.
+        """
+        if callable(queue):  # @task without parentheses
+            return self.task()(queue)
+        from daemonkit.queue import declare
+        from daemonkit.queue.outlet import Outlet, configured_url
+        from daemonkit.queue.task import Task
+
+        def declare_task(function: Callable[P, R]) -> Task[P, R]:
+            own = declare.check_name(name or getattr(function, "__name__", ""), "@task")
+            if own in self.tasks:
+                raise UsageError(f"@task: there is a task named {own!r} already; give this one a name=")
+            outlet = self._outlet or Outlet(lambda: self.broker or configured_url(self.name, self.options, function))
+            made = Task(own, function, declare.policy(f"@task {own}", queue, **options), outlet)
+            self.tasks[own], self._outlet = made, outlet
+            return made
+
+        return declare_task
 
     def _add_worker(self, made: Worker) -> None:
         if made.name in self.workers:

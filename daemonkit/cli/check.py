@@ -58,6 +58,8 @@ def _summary(script: Script) -> str:
     events = ", ".join(signal.Signals(key).name if isinstance(key, int) else key for key in script.handlers)
     workers = ", ".join(f"{worker.name} ({worker.processes})" for worker in script.workers.values())
     parts = [f"jobs {jobs}{more}" if jobs else "", f"workers {workers}" if workers else ""]
+    tasks = ", ".join(f"{task.name} (queue {task.policy.queue})" for task in script.tasks.values())
+    parts.append(f"tasks {tasks}" if tasks else "")
     parts.append(f"handlers for {events}" if events else "")
     parts.append("a main loop of its own" if script.main_loop else "")
     return "; ".join(filter(None, parts))

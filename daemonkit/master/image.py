@@ -34,6 +34,7 @@ from daemonkit.errors import DaemonkitError, StartError, UsageError
 from daemonkit.handover import Generation, Handover
 from daemonkit.loader import Loader, add_working_directory
 from daemonkit.master import requests
+from daemonkit.master.consuming import add_consumer
 from daemonkit.master.keeper import Keeper
 from daemonkit.master.log import open_log
 from daemonkit.master.master import DEFAULT_SIGNALS, Master
@@ -119,6 +120,7 @@ class _Image:
             signals.stop.set_deadline(configuration.options.ready_timeout)
         script = _load(handover, signals, board)
         configuration = _with_script(handover, script, configuration)
+        add_consumer(script, handover.name, configuration.options, sink)
         parts = Parts(handover, configuration, self._pidfile, sink, signals, loop, board, timer, notifier)
         master = Master(parts, script, default)
         if script.needs_children:
@@ -351,6 +353,7 @@ def _serve_forks(handover: Handover) -> NoReturn:
         script = default.loading.load(handover.target, handover.is_module, handover.args)
         configuration = _with_script(handover, script, configuration)
         default.settings = configuration.settings
+        add_consumer(script, handover.name, configuration.options, sink)
         guard = server.guard_for(configuration.options.fork_guard, handover.listen_fds)
         guard.check()
         guard.in_child()

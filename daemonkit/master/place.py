@@ -155,7 +155,7 @@ class Place:
         """For ``status``."""
         life = self.life
         return {
-            "name": f"worker {self.name}",
+            "name": self.worker.title(self.index),
             "pid": life.child.pid if life and life.child else None,
             "state": self.state.value,
             "since": life.since if life else None,

@@ -319,7 +319,8 @@ class Entrance:
     def enter(self, message: Message) -> NoReturn:
         """Be the child that ``message`` asks for."""
         request: Request = json.loads(bytes(message.payload))
-        name = title(self._name, request)
+        worker = self._script.workers.get(request["name"]) if request["kind"] == "worker" else None
+        name = f"{self._name}: {worker.title(request['index'])}" if worker else title(self._name, request)
         take_title(name)
         self._sink.become(name)
         for number in set(MASTERS) - {signal.SIGTERM}:

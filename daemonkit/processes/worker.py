@@ -63,6 +63,13 @@ class Worker(NamedTuple):
     stop_schedule: tuple[tuple[int, float], ...] | None = None  # None: the daemon's
     recycling: Recycling = Recycling()
     restarts: Restarts = Restarts()
+    is_titled: bool = False  # its name is all of its title
+
+    def title(self, index: int) -> str:
+        """Of process ``index``, after the daemon's name."""
+        if self.is_titled:
+            return f"{self.name}-{index}" if index else self.name
+        return f"worker {self.name}-{index}"
 
 
 class StopFlag:
@@ -104,6 +111,21 @@ class StopFlag:
         if not self._is_ready:
             self._is_ready = True
             self._notes.send(Note.READY, self._number)
+
+    def fileno(self) -> int:
+        """Readable when the flag may have been set, for who waits for other things as well; then call ``drain``."""
+        return self._wakeup
+
+    def drain(self) -> None:
+        """Take in what the descriptor has told."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wakeup, 4096)
+
+    def close(self) -> None:
+        """Give the descriptors back, in a process that was forked."""
+        signal.set_wakeup_fd(-1)
+        os.close(self._wakeup)
+        os.close(self._writer)
 
     def heartbeat(self) -> None:
         """Say that a long piece of work makes progress, for a worker with a heartbeat_timeout."""

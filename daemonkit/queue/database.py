@@ -112,6 +112,15 @@ class Database:
         with self._told():
             yield self.connection
 
+    def await_writer(self) -> None:
+        """Return when whoever writes now has done so: a change of the log is seen before it counts.
+
+        Raises:
+            BrokerError: that takes too long.
+        """
+        with self._told(), self._alone():
+            pass
+
     def close(self) -> None:
         """Close the connection; the last one to do so folds the log into the file."""
         if self._pid != os.getpid():

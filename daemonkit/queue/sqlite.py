@@ -138,8 +138,8 @@ class SqliteBroker(Broker):
         return self._watch.fd
 
     def drain(self) -> None:
-        if self._watch is not None:
-            self._watch.wait(0)
+        if self._watch is not None and self._watch.wait(0):
+            self._database.await_writer()
 
     def next_due(self, queues: Iterable[str]) -> float | None:
         wall = _wall()

@@ -1,0 +1,28 @@
+"""A script's tasks become a worker that consumes them."""
+
+from __future__ import annotations
+
+import os
+
+from daemonkit.config.options import Options
+from daemonkit.core.logs import Sink
+from daemonkit.script import Script
+
+
+def add_consumer(script: Script, name: str, options: Options, sink: Sink) -> None:
+    """Add the worker, if ``script`` declares tasks, to the daemon ``name``."""
+    script.broker = options.broker
+    if not script.tasks:
+        return
+    from daemonkit.queue.consumer import Settings, worker
+
+    settings = Settings(
+        name,
+        options.broker,
+        options.concurrency or len(os.sched_getaffinity(0)),
+        options.graceful_timeout,
+        sink.become,
+        tuple(script.handlers.get("fork", ())),
+    )
+    made = worker(script.tasks, settings)
+    script.workers[made.name] = made

@@ -1,0 +1,41 @@
+"""From a broker's URL to the broker."""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import parse_qsl, urlsplit
+
+from daemonkit.errors import UsageError
+from daemonkit.queue.broker import Broker
+
+SCHEMES = ("sqlite",)
+
+
+def connect(url: str) -> Broker:
+    """Open the broker that ``url`` names: ``sqlite:PATH`` or ``sqlite:PATH?synchronous=NORMAL``.
+
+    Raises:
+        UsageError: it names none.
+        BrokerError: that cannot be reached.
+    """
+    scheme, colon, rest = url.partition(":")
+    if not colon or scheme not in SCHEMES:
+        from difflib import get_close_matches
+
+        near = get_close_matches(scheme, SCHEMES, 1)
+        hint = f"did you mean {near[0]}:?" if near and near[0] != scheme else f"there are: {', '.join(SCHEMES)}:"
+        raise UsageError(f"broker {url!r}: {hint}")
+    return _sqlite(url, rest)
+
+
+def _sqlite(url: str, rest: str) -> Broker:
+    from daemonkit.queue.sqlite import SqliteBroker
+
+    parts = urlsplit(rest)
+    path, options = parts.path, dict(parse_qsl(parts.query))
+    if not os.path.isabs(path):
+        raise UsageError(f"broker {url!r}: the path must begin with /, or with RUN_DIR in the configuration")
+    synchronous = options.pop("synchronous", "FULL").upper()
+    if options or parts.netloc:
+        raise UsageError(f"broker {url!r}: after the path only ?synchronous=FULL or NORMAL can stand")
+    return SqliteBroker(path, synchronous)

@@ -1,0 +1,125 @@
+"""From the words of ``@task`` to what is done with the tasks, or to the sentence that says what is wrong with them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from daemonkit.core.duration import positive_seconds, seconds
+from daemonkit.errors import UsageError
+from daemonkit.queue.broker import DEFAULT_PRIORITY, DEFAULT_TTR
+from daemonkit.queue.checks import check_priority, check_queue, check_seconds
+
+OPTIONS: Final = ("delay", "priority", "ttr", "key")  # of put, and so no names of a task's parameters
+MOST: Final = 10_000  # processes at once
+
+
+class Policy(NamedTuple):
+    """What is done with the tasks of a function.  Times in seconds."""
+
+    queue: str
+    priority: int
+    ttr: float
+    max_retries: int
+    backoff: float  # before the first retry; doubled for each further one,
+    max_backoff: float  # up to this
+    timeout: float | None  # then its process is killed, with all that it has started
+    soft_timeout: float | None  # then TaskTimeout is raised in it
+    concurrency: int | None  # processes of the queue at once; None: as many as all tasks may be
+    unique: bool  # no two with the same arguments are in the queue
+
+
+def policy(
+    what: str,
+    queue: str = "default",
+    *,
+    priority: int = DEFAULT_PRIORITY,
+    ttr: float | str = DEFAULT_TTR,
+    max_retries: int = 3,
+    backoff: float | str = 5,
+    max_backoff: float | str = 3600,
+    timeout: float | str | None = None,
+    soft_timeout: float | str | None = None,
+    concurrency: int | None = None,
+    unique: bool = False,
+) -> Policy:
+    """The options of ``@task``, checked.  Times are seconds, or text such as "90s", "5m".
+
+    Args:
+        what: names the task in errors.
+        queue: where its tasks are put.
+        priority: lower ones are done first; 0 is the most urgent.
+        ttr: for so long a task is its consumer's, which says again and again that it lives: it is the time after which
+            a task of a host that has died is done by another, and no limit for the task.
+        max_retries: a task that fails is tried again so often, then buried.
+        backoff: wait before the first retry, doubled for each further one and changed by chance by up to a tenth,
+        max_backoff: up to this.
+        timeout: a task that takes longer is killed, with all that it has started, and has failed.
+        soft_timeout: after that time TaskTimeout is raised in it, so that it can tidy up.
+        concurrency: so many of the queue's tasks run at the same time.
+        unique: a put with the arguments of a task that is there, in whatever state, is no second task.
+
+    Raises:
+        UsageError: a value that cannot be meant.
+    """
+    hard, soft = _time(timeout, f"{what}, timeout"), _time(soft_timeout, f"{what}, soft_timeout")
+    if hard is not None and soft is not None and soft >= hard:
+        raise UsageError(f"{what}: soft_timeout={soft_timeout!r} must be less than timeout={timeout!r}")
+    if not isinstance(unique, bool):
+        raise UsageError(f"{what}: unique={unique!r} must be True or False")
+    try:
+        check_queue(queue)
+        check_priority(priority)
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from None
+    return Policy(
+        queue,
+        priority,
+        check_seconds(positive_seconds(ttr, what=f"{what}, ttr"), f"{what}, ttr"),
+        _count(max_retries, f"{what}, max_retries", 0),
+        seconds(backoff, what=f"{what}, backoff"),
+        seconds(max_backoff, what=f"{what}, max_backoff"),
+        hard,
+        soft,
+        None if concurrency is None else _count(concurrency, f"{what}, concurrency", 1),
+        unique,
+    )
+
+
+def check_function(function: Callable[..., Any], what: str) -> inspect.Signature:
+    """The signature of a function that can be a task.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not callable(function) or isinstance(function, type):
+        raise UsageError(f"{what}: put it above a function")
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise UsageError(f"{what}: put it above a plain function; use asyncio.run() inside one for coroutines")
+    signature = inspect.signature(function)
+    for name in OPTIONS:
+        if name in signature.parameters:
+            raise UsageError(f"{what}: its parameter {name!r} is an option of put(); give it another name")
+    return signature
+
+
+def check_name(name: Any, what: str) -> str:
+    """Return ``name`` if it can name a task.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not isinstance(name, str) or not name.isprintable() or not name or " " in name:
+        raise UsageError(f"{what}: name={name!r} must be a text without spaces that can be printed")
+    return name
+
+
+def _count(value: Any, what: str, least: int) -> int:
+    if type(value) is not int or not least <= value <= MOST:
+        raise UsageError(f"{what}={value!r} must be a whole number from {least} to {MOST}")
+    return value
+
+
+def _time(value: float | str | None, what: str) -> float | None:
+    return None if value is None else positive_seconds(value, what=what)

@@ -1,0 +1,110 @@
+"""A task's own process: what the consumer's fork server forks, and what it does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+from daemonkit.core.duration import describe
+from daemonkit.errors import PayloadError, TaskTimeout, told
+from daemonkit.processes import child
+from daemonkit.processes.wire import Message, Wire
+from daemonkit.queue import current, payload
+from daemonkit.queue.broker import Reservation
+from daemonkit.queue.declare import Policy
+from daemonkit.queue.task import Task
+
+DONE: Final = 1
+FAILED: Final = 2  # payload: the error in a line, then its traceback
+REFUSED: Final = 3  # payload: why the arguments are none: it will never do
+
+
+def request(name: str, reservation: Reservation, policy: Policy) -> bytes:
+    """The message that asks for the process of a task."""
+    head = {
+        "name": name,
+        "queue": reservation.queue,
+        "id": reservation.id,
+        "token": reservation.token,
+        "attempt": reservation.failures + 1,
+        "soft_timeout": policy.soft_timeout,
+    }
+    return json.dumps(head).encode() + b"\n" + reservation.body
+
+
+class Errands:
+    """What the children do."""
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task[..., Any]],
+        daemon: str,
+        results: Wire,
+        hooks: tuple[Callable[[], Any], ...],
+        become: Callable[[str], None],
+    ) -> None:
+        """Tell what came of a task on ``results``."""
+        self._tasks = tasks
+        self._daemon = daemon
+        self._results = results
+        self._hooks = hooks
+        self._become = become
+
+    def enter(self, message: Message) -> NoReturn:
+        """Be the child that ``message`` asks for."""
+        head, _, body = bytes(message.payload).partition(b"\n")
+        asked = json.loads(head)
+        title = f"{self._daemon}: task {asked['queue']} {asked['id']}"
+        self._become(title)
+        child.run(lambda: self._do(message.id, asked, body), title)
+
+    def _do(self, number: int, asked: dict[str, Any], body: bytes) -> None:
+        try:
+            call = self._tasks[asked["name"]].call_for(payload.decode(body))
+        except PayloadError as error:
+            self._results.send(REFUSED, number, str(error).encode())
+            sys.exit(child.FAILED)
+        try:
+            for hook in self._hooks:
+                hook()
+            current.begin(current.Running(asked["queue"], asked["id"], asked["token"], asked["attempt"]))
+            with _limit(asked["soft_timeout"]):
+                call()
+        except BaseException as error:  # noqa: BLE001 - the consumer's to log, and to try again
+            if not isinstance(error, SystemExit) or error.code:
+                self._results.send(FAILED, number, _failure(error))
+                sys.exit(child.FAILED)
+        self._results.send(DONE, number)
+
+
+@contextlib.contextmanager
+def _limit(seconds: float | None) -> Iterator[None]:
+    """Raise TaskTimeout in the task when its soft time-out is up."""
+    if seconds is None:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise TaskTimeout(f"not done after its soft_timeout, {describe(seconds)}")
+
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _failure(error: BaseException) -> bytes:
+    import traceback
+
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next  # ours say nothing to the task's author
+    text = "".join(traceback.format_exception(type(error), error, frames))
+    return f"{told(error)}\n{text}".encode(errors="replace")

@@ -1,0 +1,507 @@
+"""A daemon whose script declares tasks: each one is run in a process of its own, and none is ever lost."""
+
+from __future__ import annotations
+
+import collections
+import fcntl
+import json
+import os
+import pickle
+import re
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import PATIENCE, Box, await_end
+
+from daemonkit.queue.broker import NewTask, State, Task
+from daemonkit.queue.sqlite import SqliteBroker
+
+JSON = "arguments are sent as JSON: text, numbers, True, False, None, lists and dicts"
+HEAD = """
+import fcntl
+def wait_for(path):
+    with open(path) as gate:
+        fcntl.flock(gate, fcntl.LOCK_SH)
+
+def note(*words):
+    fd = os.open("OUT", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, (" ".join(map(str, words)) + chr(10)).encode())
+    os.close(fd)
+"""
+
+
+class Mailer:
+    """A daemon with tasks, and a connection to its queue."""
+
+    def __init__(self, box: Box, tasks: str, *options: str) -> None:
+        self.box = box
+        self.out = box.path / "out"
+        self.out.touch()
+        self._text = HEAD.replace("OUT", str(self.out)) + textwrap.dedent(tasks)
+        self._options = options
+        self.broker = SqliteBroker(str(box.run_dir / "queue.db"))
+        box.script(self._text)
+
+    def start(self) -> int:
+        return self.box.start(self._text, *self._options)
+
+    def put(self, program: str) -> subprocess.CompletedProcess[str]:
+        """Run a producer that has imported the script as ``beat``."""
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-c", f"import beat\n{textwrap.dedent(program)}"],
+            cwd=self.box.path,
+            env=self.box.environ,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+
+    def push(self, body: bytes, queue: str = "default", **options: float) -> str:
+        return self.broker.put(queue, NewTask(body, **options))  # type: ignore[arg-type]
+
+    def await_broker(self, look: Callable[[], bool]) -> None:
+        """Sleep until ``look`` is true, which may become so with any change of the queue."""
+        fd, until = self.broker.watch(), time.monotonic() + PATIENCE
+        self.broker.drain()
+        while not look():
+            assert time.monotonic() < until, self.broker.stats()
+            select.select([fd], [], [], PATIENCE)
+            self.broker.drain()
+
+    def await_empty(self) -> None:
+        self.await_broker(lambda: not self.broker.stats())
+
+    def await_buried(self, count: int = 1, queue: str = "default") -> list[Task]:
+        self.await_broker(lambda: len(self.buried(queue)) >= count)
+        return self.buried(queue)
+
+    def await_out(self, text: str, count: int = 1) -> list[str]:
+        return self.box.await_file(self.out, text, count).splitlines()
+
+    def buried(self, queue: str = "default") -> list[Task]:
+        return self.broker.peek_state(queue, State.BURIED, 100)
+
+    def consumer(self) -> int:
+        pid = next(each["pid"] for each in self.box.status()["children"] if each["name"].startswith("consumer"))
+        assert isinstance(pid, int)
+        return pid
+
+
+class Gate:
+    """A file that is locked until it is opened: tasks that wait for it wait in the kernel."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def open(self) -> None:
+        self._file.close()
+
+
+@pytest.fixture
+def gate(box: Box) -> Iterator[Gate]:
+    made = Gate(box.path / "gate")
+    yield made
+    made.open()
+
+
+Make = Callable[..., Mailer]
+
+
+@pytest.fixture
+def make(box: Box) -> Iterator[Make]:
+    """Make a ``Mailer`` in the box."""
+    made: list[Mailer] = []
+
+    def make(tasks: str, *options: str) -> Mailer:
+        made.append(Mailer(box, tasks, *options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.broker.close()
+
+
+def call(name: str, *args: object) -> bytes:
+    return json.dumps({"task": name, "args": args}).encode()
+
+
+def test_what_a_producer_puts_before_the_daemon_runs_is_done_when_it_does(box: Box, make: Make) -> None:
+    mailer = make(
+        """
+        @task(queue="mail")
+        def send_mail(to, text="hi"):
+            from daemonkit import current_task
+            note("sent", to, text, current_task.queue, current_task.id, current_task.attempt, current_task.token > 0)
+        """,
+    )
+    done = mailer.put(
+        """
+        print(*beat.send_mail.put("a@b.c"), *beat.send_mail.put_many([("b", "yo"), {"to": "c"}]))
+        """
+    )
+    assert (done.stdout, done.stderr) == (
+        "mail 1 Handle(queue='mail', id='2') Handle(queue='mail', id='3')\n",
+        "",
+    )
+    mailer.start()
+    lines = mailer.await_out("sent", 3)
+    assert sorted(lines) == ["sent a@b.c hi mail 1 1 True", "sent b yo mail 2 1 True", "sent c hi mail 3 1 True"]
+    mailer.await_empty()
+
+
+def test_a_plain_call_still_calls_and_wrong_arguments_are_told_to_the_producer(box: Box, make: Make) -> None:
+    mailer = make("@task(queue='mail')\ndef send(to, n=1):\n    return to * n\n")
+    done = mailer.put(
+        """
+        print(beat.send("ab", n=2), beat.send.__name__)
+        for args, kwargs in (((), {}), ((1, 2, 3), {}), (("a",), {"m": 1}), ((b"x",), {}), ((float("nan"),), {}),
+                             (("a",), {"delay": -1}), (("a",), {"priority": "x"})):
+            try:
+                beat.send.put(*args, **kwargs)
+            except beat.UsageError as error:
+                print(error)
+        """
+    )
+    assert done.stderr == ""
+    told = done.stdout.splitlines()
+    assert re.fullmatch(f"put send: Out of range float values are not JSON compliant.*; {JSON}", told[5])
+    assert told == [
+        "abab send",
+        "put send: missing a required argument: 'to'; it is called as send(to, n=1)",
+        "put send: too many positional arguments; it is called as send(to, n=1)",
+        "put send: got an unexpected keyword argument 'm'; it is called as send(to, n=1)",
+        f"put send: Object of type bytes is not JSON serializable; {JSON}",
+        told[5],
+        "delay=-1 must be a number of seconds, from 0 to 4294967295",
+        "priority='x' must be a whole number from 0, the most urgent, to 4294967295",
+    ]
+    assert mailer.broker.stats() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("@task(queue='a b')\ndef f(): pass", "@task f: queue 'a b': a name is up to 200 letters"),
+        ("@task(ttr=0)\ndef f(): pass", "@task f, ttr"),
+        ("@task(max_retries=-1)\ndef f(): pass", "@task f, max_retries=-1 must be a whole number from 0"),
+        ("@task(timeout=1, soft_timeout=2)\ndef f(): pass", "soft_timeout=2 must be less than timeout=1"),
+        ("@task(concurrency=0)\ndef f(): pass", "@task f, concurrency=0 must be a whole number from 1"),
+        ("@task\ndef f(delay): pass", "its parameter 'delay' is an option of put(); give it another name"),
+        ("@task\nasync def f(): pass", "put it above a plain function; use asyncio.run()"),
+        ("@task\ndef f(): pass\n@task\ndef f(): pass", "there is a task named 'f' already; give this one a name="),
+        ("@task(bogus=1)\ndef f(): pass", "bogus"),
+    ],
+)
+def test_a_declaration_that_cannot_be_meant_is_told_at_the_start(box: Box, words: str, sentence: str) -> None:
+    done = box.call("start", box.script(words))
+    assert done.returncode != 0
+    assert sentence in done.stdout + done.stderr
+
+
+def test_each_task_has_a_process_of_its_own_below_the_consumer_and_is_shown(box: Box, make: Make, gate: Gate) -> None:
+    mailer = make(
+        """
+        @task
+        def wait(path):
+            note("begun", os.getpid(), os.getppid())
+            wait_for(path)
+            note("done")
+        """,
+    )
+    id = mailer.push(call("wait", str(box.path / "gate")))
+    master = mailer.start()
+    _, pid, parent = mailer.await_out("begun")[0].split()
+    titles = box.processes()
+    assert titles[int(pid)] == f"beat: task default {id}"
+    assert titles[int(parent)] == "beat: consumer default: fork server"
+    assert titles[mailer.consumer()] == "beat: consumer default"
+    assert titles[master] == "beat: master"
+    gate.open()
+    mailer.await_out("done")
+
+
+FAILING = """
+@task(max_retries=2, backoff=0.01)
+def fail(how):
+    note("try")
+    if how == "raise": raise ValueError("no route")
+    if how == "exit": sys.exit("told why")
+    if how == "kill": os.kill(os.getpid(), signal.SIGKILL)
+    if how == "leave": os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("raise", "ValueError: no route (pid"),
+        ("exit", "SystemExit: told why (pid"),
+        ("kill", "killed by SIGKILL after"),
+        ("leave", "exited with status 0 after"),
+    ],
+)
+def test_row_32_a_task_that_fails_is_tried_again_then_buried_with_the_reason(make: Make, how: str, reason: str) -> None:
+    mailer = make(FAILING)
+    id = mailer.push(call("fail", how))
+    mailer.start()
+    (task,) = mailer.await_buried()
+    assert mailer.await_out("try", 3) == ["try"] * 3
+    assert (task.id, task.reserves, task.failures) == (id, 3, 3)
+    assert task.reason is not None
+    assert reason in task.reason
+    assert (how in ("raise", "exit")) == ("Traceback (most recent call last)" in task.reason)
+    assert "after 0.0" in task.reason  # the receipt
+    assert mailer.broker.kick_task(id)
+    mailer.await_out("try", 6)
+
+
+def test_row_32_a_task_that_takes_too_long_is_killed_with_what_it_has_started(box: Box, make: Make) -> None:
+    mailer = make(
+        """
+        import subprocess
+        @task(timeout=0.3, max_retries=0)
+        def hang():
+            note(subprocess.Popen(["sleep", "1000"]).pid)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.pause()
+        """,
+    )
+    mailer.push(call("hang"))
+    mailer.start()
+    (task,) = mailer.await_buried()
+    assert not Path(f"/proc/{int(mailer.out.read_text())}/exe").exists()
+    assert task.reason is not None
+    assert task.reason.startswith("took longer than its timeout, 0.3 s (pid ")
+
+
+def test_row_32_a_task_that_is_stopped_is_killed_when_its_time_is_up(box: Box, make: Make) -> None:
+    mailer = make("@task(timeout=0.3, max_retries=0)\ndef stop(): os.kill(os.getpid(), signal.SIGSTOP)\n")
+    mailer.push(call("stop"))
+    mailer.start()
+    (task,) = mailer.await_buried()
+    assert "took longer than its timeout, 0.3 s" in str(task.reason)
+
+
+def test_a_soft_timeout_is_raised_in_the_task_which_may_tidy_up(box: Box, make: Make) -> None:
+    mailer = make(
+        """
+        from daemonkit.errors import TaskTimeout
+        @task(soft_timeout=0.1, timeout=60, max_retries=0)
+        def slow():
+            try:
+                signal.pause(), signal.pause()
+            except TaskTimeout:
+                note("tidied up")
+                raise
+        """,
+    )
+    mailer.push(call("slow"))
+    mailer.start()
+    mailer.await_out("tidied up")
+    box.await_log("TaskTimeout: not done after its soft_timeout, 100ms")
+
+
+def test_a_task_runs_longer_than_its_ttr_and_nobody_else_gets_it(box: Box, make: Make, gate: Gate) -> None:
+    mailer = make(
+        """
+        @task(max_retries=0)
+        def wait(path):
+            note("begun")
+            wait_for(path)
+            note("done")
+        """,
+        "--concurrency",
+        "3",
+    )
+    id = mailer.push(call("wait", str(box.path / "gate")), ttr=0.3)
+    mailer.start()
+    mailer.await_out("begun")
+    mailer.push(b"{}", delay=1)
+    mailer.await_buried()  # a second has passed
+    task = mailer.broker.peek(id)
+    assert task is not None
+    assert (task.state, task.reserves, task.timeouts) == (State.RESERVED, 1, 0)
+    gate.open()
+    assert mailer.await_out("done") == ["begun", "done"]
+
+
+BAD = {
+    b"\xff\xfe": "not UTF-8: invalid start byte at byte 0",
+    b"": "not JSON: Expecting value",
+    b"[1,": "not JSON: Expecting value",
+    b"[" * 100_000: "not JSON: ",
+    b"9" * 10_000: "not JSON: ",
+    b'{"task": NaN}': "not JSON: NaN is no number of JSON's",
+    b"[]": "a JSON object is wanted, not an array",
+    b"null": "a JSON object is wanted, not null",
+    b"{}": 'the object has neither "task" nor "class"',
+    b'{"task": 1}': '"task" must be a text, not a number',
+    b'{"task": "add", "args": {}}': '"args" must be an array, not an object',
+    b'{"task": "add", "kwargs": []}': '"kwargs" must be an object, not an array',
+    b'{"task": "os.system", "args": ["touch HACKED"]}': "no task named 'os.system' is declared",
+    b'{"task": "note", "args": ["hacked"]}': "no task named 'note' is declared",
+    b'{"task": "__import__", "args": ["hacked"]}': "no task named '__import__' is declared",
+    b'{"task": "add"}': "missing a required argument: 'a'",
+    b'{"task": "add", "args": [1, 2, 3]}': "too many positional arguments",
+    b'{"task": "add", "args": [1], "kwargs": {"c": 1}}': "missing a required argument: 'b'",
+    b'{"worker": 1, "class": "add"}': '"worker" and "class" must be texts',
+    pickle.dumps(os.getpid): "not UTF-8",
+}
+
+
+def test_rows_31_and_37_bad_bodies_are_buried_byte_for_byte_and_never_executed(box: Box, make: Make) -> None:
+    mailer = make("@task\ndef add(a, b):\n    note('sum', a + b)\n")
+    ids = {mailer.push(body): body for body in BAD}
+    mailer.push(call("add", 1, 2))
+    mailer.start()
+    assert mailer.await_out("sum") == ["sum 3"]
+    buried = mailer.await_buried(len(BAD))
+    assert {task.id: task.body for task in buried} == ids
+    for task in buried:
+        assert task.reason is not None
+        assert BAD[task.body] in task.reason
+    assert not (box.path / "HACKED").exists()
+    assert mailer.out.read_text() == "sum 3\n"
+
+
+def test_what_other_languages_push_is_taken_as_they_write_it(box: Box, make: Make) -> None:
+    mailer = make(
+        """
+        @task(name="mail.send")
+        def send(to, n=0): note("mail.send", to, n)
+        @task
+        def sms(to): note("sms", to)
+        """,
+    )
+    for body in (
+        {"worker": "mail", "class": "send", "params": ["a", 1]},
+        {"worker": "mail", "class": "send", "params": {"to": "b", "n": 2}},
+        {"worker": "x", "class": "sms", "params": "c"},
+        {"class": "sms", "params": [9007199254740993]},
+        {"worker": "sms", "params": "ä"},
+    ):
+        mailer.push(json.dumps(body, ensure_ascii=False).encode())
+    mailer.start()
+    lines = mailer.await_out("\n", 5)
+    assert sorted(lines) == ["mail.send a 1", "mail.send b 2", "sms 9007199254740993", "sms c", "sms ä"]
+
+
+def test_no_more_run_at_once_than_may_of_each_queue_and_in_all(box: Box, make: Make, gate: Gate) -> None:
+    mailer = make(
+        """
+        @task("narrow", concurrency=2)
+        def narrow(path): note("narrow"); wait_for(path)
+        @task("wide")
+        def wide(path): note("wide"); wait_for(path)
+        """,
+        "--concurrency",
+        "5",
+    )
+    for _ in range(6):
+        mailer.push(call("narrow", str(box.path / "gate")), "narrow")
+        mailer.push(call("wide", str(box.path / "gate")), "wide")
+    mailer.start()
+    mailer.await_out("\n", 5)
+    assert collections.Counter(mailer.out.read_text().split()) == {"narrow": 2, "wide": 3}
+    states = {each.queue: (each.reserved, each.ready) for each in mailer.broker.stats()}
+    assert states == {"narrow": (2, 4), "wide": (3, 3)}
+    gate.open()
+    mailer.await_empty()
+    assert len(mailer.out.read_text().split()) == 12
+
+
+def test_a_stop_lets_tasks_finish_and_gives_back_what_does_not_in_time(box: Box, make: Make, gate: Gate) -> None:
+    mailer = make(
+        """
+        @task
+        def short(path): note("begun"); wait_for(path); note("short done")
+        @task
+        def long(): note("begun"); signal.pause()
+        """,
+        "--graceful-timeout",
+        "2",
+        "--concurrency",
+        "2",
+    )
+    mailer.push(call("short", str(box.path / "gate")))
+    long = mailer.push(call("long"))
+    waiting = mailer.push(call("short", str(box.path / "gate")))
+    mailer.start()
+    mailer.await_out("begun", 2)
+    stopping = box.popen("kill", "beat")
+    box.await_log("stopping on SIGTERM")
+    gate.open()
+    assert "was stopped" in stopping.communicate(timeout=PATIENCE)[0]
+    assert "short done" in mailer.out.read_text()
+    for id in (long, waiting):
+        task = mailer.broker.peek(id)
+        assert task is not None
+        assert (task.state, task.failures) == (State.READY, 0)
+
+
+def test_row_29_after_kill_9_of_the_consumer_its_tasks_run_again_at_once(box: Box, make: Make, gate: Gate) -> None:
+    mailer = make("@task\ndef wait(path):\n    note('begun', os.getpid())\n    wait_for(path)\n    note('done')\n")
+    mailer.push(call("wait", str(box.path / "gate")), ttr=1000)
+    mailer.start()
+    first = int(mailer.await_out("begun")[0].split()[1])
+    os.kill(mailer.consumer(), signal.SIGKILL)
+    await_end(first)
+    mailer.await_out("begun", 2)
+    gate.open()
+    mailer.await_out("done")
+    box.await_log("1 task(s) of a consumer that has ended are tried again")
+
+
+def test_row_29_after_kill_9_of_the_master_the_next_daemon_does_its_tasks(box: Box, make: Make, gate: Gate) -> None:
+    mailer = make(
+        "@task\ndef wait(path):\n    note('begun')\n    wait_for(path)\n    note('done')\n",
+        "--concurrency",
+        "4",
+    )
+    for _ in range(4):
+        mailer.push(call("wait", str(box.path / "gate")), ttr=1000)
+    master = mailer.start()
+    mailer.await_out("begun", 4)
+    all = box.processes()
+    os.kill(master, signal.SIGKILL)
+    for pid in all:
+        await_end(pid)
+    mailer.start()
+    mailer.await_out("begun", 8)
+    gate.open()
+    mailer.await_out("done", 4)
+    mailer.await_empty()
+
+
+def test_a_reload_replaces_the_consumer_by_new_code_and_tasks_go_on(box: Box, make: Make) -> None:
+    mailer = make("@task\ndef say(): note('old')\n")
+    mailer.start()
+    mailer.push(call("say"))
+    mailer.await_out("old")
+    before = mailer.consumer()
+    (box.path / "beat.py").write_text((box.path / "beat.py").read_text().replace("'old'", "'new'"))
+    done = box.call("reload", "beat")
+    assert done.returncode == 0, done.stderr
+    assert mailer.consumer() != before
+    mailer.push(call("say"))
+    mailer.await_out("new")
+
+
+def test_check_names_the_tasks_and_their_queues(box: Box) -> None:
+    done = box.call("check", box.script("@task\ndef a(): pass\n@task('mail')\ndef b(): pass\n"))
+    assert done.stdout == "beat: tasks a (queue default), b (queue mail); ready to start\n"
+
+
+def test_a_wrong_broker_is_told_in_a_sentence(box: Box, make: Make) -> None:
+    mailer = make("@task\ndef say(): pass\n", "--broker", "sqlight:/tmp/x")
+    mailer.start()
+    box.await_log("broker 'sqlight:/tmp/x': did you mean sqlite:?")
