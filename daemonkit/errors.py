@@ -26,6 +26,7 @@
     ├── MissingLibrary        (ImportError)       an optional library is wanted, and is not installed
     ├── BrokerError           (ConnectionError)   the broker of a queue cannot be reached, or refuses
     │   └── BrokerFull        (OSError)           ... for want of room on its disk or in its memory
+    ├── NoSuchTask            (LookupError)       the broker has no such task, or not in such a state
     ├── PayloadError          (ValueError)        a task's body is none that a declared task can be called with
     ├── TaskTimeout           (TimeoutError)      raised in a task whose soft_timeout is up
     ├── ChannelClosed         (EOFError)          the other end of a channel is closed
@@ -179,6 +180,10 @@ class BrokerError(DaemonkitError, ConnectionError):
 
 class BrokerFull(BrokerError):
     """The broker has no room, on its disk or in its memory; nothing was put."""
+
+
+class NoSuchTask(DaemonkitError, LookupError):
+    """The broker has no task of that id, or it is not in a state in which that can be done."""
 
 
 class PayloadError(DaemonkitError, ValueError):

@@ -195,8 +195,27 @@ def _commands() -> Iterator[str]:
             else:
                 yield from ([".PP"] if number else []) + [prose(text)]
         yield from _list(_own_options(command))
+        if isinstance(command, click.Group):
+            yield from _list(_subcommands(name, command))
         if shared := _shared_options(command):
             yield from (".PP", prose(f"Options below: {shared}."))
+
+
+def _subcommands(name: str, group: click.Group) -> Iterator[tuple[str, str]]:
+    for sub, command in group.commands.items():
+        words = [_word(each) for each in command.params if isinstance(each, click.Argument)]
+        own = "  ".join(f"{spelling}: {text}" for spelling, text in _own_options(command))
+        shared = _shared_options(command)
+        text = " ".join(inspect.cleandoc(command.help or "").split("\n\n\b")[0].split())
+        yield (
+            " ".join([name, sub, *words]),
+            "  ".join(filter(None, [text, own, f"Options below: {shared}." if shared else ""])),
+        )
+
+
+def _word(argument: click.Argument) -> str:
+    word = argument.metavar or str(argument.name).upper()
+    return word if argument.required else f"[{word}]"
 
 
 def _options() -> Iterator[str]:
@@ -226,7 +245,7 @@ def _verbatim_block(text: str) -> list[str]:
 
 
 def _arguments(name: str) -> str:
-    words = []
+    words = ["COMMAND [ARG]..."] if isinstance(command_named(name), click.Group) else []
     for parameter in command_named(name).params:
         if isinstance(parameter, click.Argument):
             word = parameter.metavar or str(parameter.name).upper()
@@ -254,8 +273,9 @@ def command_named(name: str) -> click.Command:
 
 
 def flags(command: click.Command) -> list[str]:
-    """All spellings of a command's options."""
-    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    """All spellings of a command's options, and of its subcommands'."""
+    commands = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+    options = [each for one in commands for each in one.params if isinstance(each, click.Option)]
     return [spelling for option in options for spelling in option.opts]
 
 
@@ -278,6 +298,8 @@ def _own_options(command: click.Command) -> Rows:
 
 
 def _number(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -395,6 +395,29 @@ def test_after_a_fork_the_child_is_told_and_the_parent_goes_on(broker: Broker) -
     assert reserve(broker).body == b"parent"
 
 
+def test_a_consumer_that_announces_itself_is_seen_until_it_closes(connect: Connect) -> None:
+    one, other = connect(), connect()
+    assert other.consumers() == []
+    one.announce(["sms", "mail"], 5)
+    one.put("mail", NewTask(b""))
+    reserve(one)
+    (found,) = other.consumers()
+    assert (sorted(found.queues), found.concurrency, found.busy) == (["mail", "sms"], 5, 1)
+    one.announce(["mail"], 2)
+    assert [(each.queues, each.concurrency) for each in other.consumers()] == [(("mail",), 2)]
+
+
+def test_how_many_are_ahead_is_told(broker: Broker) -> None:
+    ids = [broker.put("mail", NewTask(b"", priority)) for priority in (5, 1, 5)]
+    broker.put("sms", NewTask(b"", 0))
+    tasks = [broker.peek(id) for id in ids]
+    assert [task and broker.ahead(task) for task in tasks] == [1, 0, 2]
+
+
+def test_the_doctor_says_what_a_power_cut_would_lose(broker: Broker) -> None:
+    assert any("power" in line for line in broker.doctor())
+
+
 def test_what_a_consumer_had_reserved_that_was_killed_is_given_back_at_once(connect: Connect) -> None:
     broker = connect()
     broker.put_many("mail", [NewTask(b"%d" % n) for n in range(3)])

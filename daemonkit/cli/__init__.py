@@ -33,6 +33,7 @@ COMMANDS = {
     "check": "Import and validate a script; nothing is started.",
     "timetable": "Show when each job of a script would run.",
     "unit": "Print a systemd unit or an init script for a script.",
+    "queue": "The tasks of a broker, by hand: look, put, kick, bury, delete, pause, move.",
     "ipc": "System V objects that daemonkit has made: list them, remove those of the dead.",
 }
 ALIASES = {"stop": "kill"}

@@ -123,6 +123,15 @@ class QueueStats(NamedTuple):
     pause_reason: str | None
 
 
+class ConsumerInfo(NamedTuple):
+    """A consumer that has announced itself, and lives as far as the broker can know."""
+
+    owner: str
+    queues: tuple[str, ...]
+    concurrency: int
+    busy: int  # tasks that it has reserved
+
+
 class Exchange(NamedTuple):
     """What came of an ``exchange``."""
 
@@ -163,6 +172,14 @@ class Broker(abc.ABC):
         """Give back what dead consumers had reserved, as far as the engine can know; return how many."""
 
     @abc.abstractmethod
+    def announce(self, queues: Iterable[str], concurrency: int) -> None:
+        """Let others know that we take tasks of ``queues``, so many at once; ``close`` takes that back."""
+
+    @abc.abstractmethod
+    def consumers(self) -> list[ConsumerInfo]:
+        """Those that have announced themselves."""
+
+    @abc.abstractmethod
     def watch(self) -> int:
         """A descriptor that is readable when ``exchange`` may have more to give; call ``drain`` before looking."""
 
@@ -201,6 +218,14 @@ class Broker(abc.ABC):
     @abc.abstractmethod
     def stats(self) -> list[QueueStats]:
         """All queues that have tasks, or are paused, by name."""
+
+    @abc.abstractmethod
+    def ahead(self, task: Task) -> int:
+        """How many ready tasks of its queue come before ``task``, which is ready."""
+
+    @abc.abstractmethod
+    def doctor(self) -> list[str]:
+        """What would be lost when, and what else is to be known, in sentences."""
 
     @abc.abstractmethod
     def pause(self, queue: str, seconds: float, reason: str | None = None) -> None:

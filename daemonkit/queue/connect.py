@@ -11,8 +11,10 @@ from daemonkit.queue.broker import Broker
 SCHEMES = ("sqlite",)
 
 
-def connect(url: str) -> Broker:
+def connect(url: str, *, make: bool = True) -> Broker:
     """Open the broker that ``url`` names: ``sqlite:PATH`` or ``sqlite:PATH?synchronous=NORMAL``.
+
+    ``make``: a file that is not there.
 
     Raises:
         UsageError: it names none.
@@ -25,10 +27,10 @@ def connect(url: str) -> Broker:
         near = get_close_matches(scheme, SCHEMES, 1)
         hint = f"did you mean {near[0]}:?" if near and near[0] != scheme else f"there are: {', '.join(SCHEMES)}:"
         raise UsageError(f"broker {url!r}: {hint}")
-    return _sqlite(url, rest)
+    return _sqlite(url, rest, make)
 
 
-def _sqlite(url: str, rest: str) -> Broker:
+def _sqlite(url: str, rest: str, make: bool) -> Broker:
     from daemonkit.queue.sqlite import SqliteBroker
 
     parts = urlsplit(rest)
@@ -38,4 +40,4 @@ def _sqlite(url: str, rest: str) -> Broker:
     synchronous = options.pop("synchronous", "FULL").upper()
     if options or parts.netloc:
         raise UsageError(f"broker {url!r}: after the path only ?synchronous=FULL or NORMAL can stand")
-    return SqliteBroker(path, synchronous)
+    return SqliteBroker(path, synchronous, make=make)

@@ -186,6 +186,7 @@ class Consumer:
     def _connect(self) -> Broker:
         broker = connect(self._settings.broker)
         broker.watch()
+        broker.announce({task.policy.queue for task in self._tasks.values()}, self._settings.concurrency)
         if count := broker.recover():
             log.warning("%d task(s) of a consumer that has ended are tried again", count)
         return broker

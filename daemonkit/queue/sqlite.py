@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sqlite3
 import time
@@ -14,6 +15,7 @@ from daemonkit.queue import statements as sql
 from daemonkit.queue.broker import (
     Broker,
     Bury,
+    ConsumerInfo,
     Delete,
     Exchange,
     NewTask,
@@ -39,13 +41,14 @@ _DEAD: Final = "the process that had reserved it has ended"
 class SqliteBroker(Broker):
     """A queue in a file."""
 
-    def __init__(self, path: str, synchronous: str = "FULL") -> None:
-        """Open ``path``, and make it if it is not there.
+    def __init__(self, path: str, synchronous: str = "FULL", *, make: bool = True) -> None:
+        """Open ``path``.
 
         Args:
             path: absolute.
             synchronous: "FULL": what was accepted is on the disk.  "NORMAL", faster: it is after a moment; a power cut
                 in between loses the last puts, and repeats the last tasks (sqlite.org/pragma.html).
+            make: if it is not there.
 
         Raises:
             UsageError: ``synchronous`` is neither.
@@ -54,11 +57,12 @@ class SqliteBroker(Broker):
         if synchronous not in _OPTIONS:
             raise UsageError(f"sqlite: synchronous={synchronous!r} is not one of {', '.join(_OPTIONS)}")
         self.url = f"sqlite:{path}"
-        self._database = Database(path, synchronous)
+        self._database = Database(path, synchronous, make=make)
         self._queues: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._owner = myself()
         self._watch: inotify.Watch | None = None
+        self._is_announced = False
         self._forget_boot()
 
     def put_many(self, queue: str, tasks: Sequence[NewTask]) -> list[str]:
@@ -120,6 +124,21 @@ class SqliteBroker(Broker):
             return 0
         with self._database.writing() as connection:
             return sum(connection.execute(sql.DISOWN, (_DEAD, owner)).rowcount for owner in dead)
+
+    def announce(self, queues: Iterable[str], concurrency: int) -> None:
+        dead = [each.owner for each in self._announced() if is_dead(each.owner)]
+        with self._database.writing() as connection:
+            connection.executemany(sql.RENOUNCE, [(owner,) for owner in dead])
+            connection.execute(sql.ANNOUNCE, (self._owner, " ".join(sorted(queues)), concurrency))
+        self._is_announced = True
+
+    def consumers(self) -> list[ConsumerInfo]:
+        return [each for each in self._announced() if not is_dead(each.owner)]
+
+    def _announced(self) -> list[ConsumerInfo]:
+        with self._database.reading() as connection:
+            rows = connection.execute(sql.CONSUMERS).fetchall()
+        return [ConsumerInfo(owner, tuple(queues.split()), most, busy) for owner, queues, most, busy in rows]
 
     def _forget_boot(self) -> None:
         """After a boot nobody has anything reserved, and the monotonic clock has begun anew."""
@@ -219,7 +238,17 @@ class SqliteBroker(Broker):
                 deleted += len(ids)
         return deleted
 
+    def ahead(self, task: Task) -> int:
+        with self._database.reading() as connection:
+            return int(connection.execute(sql.AHEAD, (task.queue, task.priority, int(task.id))).fetchone()[0])
+
+    def doctor(self) -> list[str]:
+        return self._database.doctor()
+
     def close(self) -> None:
+        if self._is_announced:
+            with contextlib.suppress(BrokerError), self._database.writing() as connection:
+                connection.execute(sql.RENOUNCE, (self._owner,))
         if self._watch is not None:
             self._watch.close()
         self._database.close()

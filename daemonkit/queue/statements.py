@@ -47,6 +47,7 @@ CREATE TABLE task(
   key TEXT,
   reason TEXT);
 CREATE TABLE body(id INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE consumer(owner TEXT PRIMARY KEY, queues TEXT NOT NULL, concurrency INTEGER NOT NULL);
 CREATE TABLE counter(token INTEGER NOT NULL, boot TEXT NOT NULL);
 INSERT INTO counter VALUES(0, '');
 CREATE INDEX task_ready ON task(queue, priority, id) WHERE state={READY};
@@ -89,6 +90,16 @@ WHERE state={RESERVED} AND owner=?"""
 EARLIEST: Final = f"""
 SELECT (SELECT min(due) FROM task WHERE state={DELAYED}), (SELECT min(due) FROM task WHERE state={RESERVED}),
   (SELECT min(paused_until) FROM queue WHERE paused_until>?)"""
+
+ANNOUNCE: Final = "INSERT OR REPLACE INTO consumer VALUES(?, ?, ?)"
+RENOUNCE: Final = "DELETE FROM consumer WHERE owner=?"
+CONSUMERS: Final = f"""
+SELECT owner, queues, concurrency,
+  (SELECT count(*) FROM task WHERE state={RESERVED} AND task.owner=consumer.owner)
+FROM consumer ORDER BY owner"""
+AHEAD: Final = f"""
+SELECT count(*) FROM task JOIN queue ON queue.id=task.queue
+WHERE state={READY} AND name=? AND (priority, task.id) < (?, ?)"""
 
 # One walk along the index for each queue: `queue IN (...)` would sort all that is ready.
 FIRST: Final = f"""SELECT * FROM (

@@ -1,0 +1,354 @@
+"""daemonkit queue"""
+
+from __future__ import annotations
+
+import base64
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from daemonkit import config
+from daemonkit.cli.common import Preset, as_json, configuration_options, working_directory
+from daemonkit.core.duration import describe, seconds
+from daemonkit.errors import BrokerError, NoSuchTask
+from daemonkit.queue.broker import DEFAULT_PRIORITY, DEFAULT_TTR, NewTask, State
+
+if TYPE_CHECKING:
+    from daemonkit.queue.broker import Broker, QueueStats, Task
+
+STATES = click.Choice([state.value for state in State])
+MOVABLE = (State.READY, State.DELAYED, State.BURIED)
+COUNT = click.IntRange(1)
+ALL = 2**31
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]  # it has some in newer versions only
+    """Seconds, or text such as "90s", "5m"."""
+
+    name = "duration"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse it."""
+        if isinstance(value, int | float):
+            return float(value)
+        try:
+            return seconds(value, what=parameter.opts[0] if parameter and parameter.opts else "duration")
+        except ValueError as error:
+            self.fail(str(error), parameter, ctx)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def command() -> None:
+    """The tasks of a broker, by hand: look, put, kick, bury, delete, pause, move.
+
+    Every subcommand takes --broker URL; without it the configured broker is meant.
+
+    \b
+      daemonkit queue stats
+      daemonkit queue peek mail --state buried
+      daemonkit queue why 4711
+      daemonkit queue kick mail 10
+      daemonkit queue pause mail 10m --reason "the relay is down"
+    """
+
+
+def on_broker(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what tells which broker is meant; the subcommand is given that, open."""
+
+    @click.pass_context
+    @wraps(function)
+    def resolved(ctx: click.Context, /, *args: Any, **values: Any) -> Any:
+        given = {key: values.pop(key) for key in ("broker", "run_dir")}
+        is_put = ctx.info_name == "put"
+        with opened(url_of(ctx, given, values.pop("config_path")), make=is_put) as broker:
+            return function(broker, *args, **values)
+
+    return configuration_options("broker", "run_dir")(resolved)
+
+
+def url_of(ctx: click.Context, given: dict[str, str | None], config_path: str | None) -> str:
+    """The URL of the broker that is meant."""
+    preset = ctx.find_object(Preset)
+    found = config.load(
+        preset.name if preset else None,
+        command_line={key: value for key, value in given.items() if value is not None},
+        environ=os.environ,
+        script=preset.options if preset else None,
+        config_path=config_path,
+        cwd=working_directory(),
+    )
+    return found.options.broker
+
+
+@contextmanager
+def opened(url: str, *, make: bool = False) -> Iterator[Broker]:
+    """The broker at ``url``, made if it is not there and ``make`` says so; closed afterwards."""
+    from daemonkit.queue.connect import connect
+
+    broker = connect(url, make=make)
+    try:
+        yield broker
+    finally:
+        broker.close()
+
+
+json_option = click.option("--json", "json_wanted", is_flag=True, help="Print it for programs.")
+
+
+@command.command()
+@json_option
+@on_broker
+def stats(broker: Broker, json_wanted: bool) -> None:
+    """How many tasks are in each queue, by state."""
+    found = broker.stats()
+    if json_wanted:
+        as_json([each._asdict() for each in found])
+    elif found:
+        _table(("QUEUE", "READY", "DELAYED", "RESERVED", "BURIED", "PAUSED"), map(_stats_row, found))
+    else:
+        click.echo(f"no tasks at {broker.url}")
+
+
+@command.command()
+@click.argument("queue")
+@click.argument("body")
+@click.option("--delay", type=Duration(), default=0.0, metavar="TIME", help="Not before that time has passed.")
+@click.option("--priority", type=int, default=DEFAULT_PRIORITY, help="Lower ones come first.", show_default=True)
+@click.option("--ttr", type=Duration(), default=DEFAULT_TTR, metavar="TIME", help="Time to run.", show_default=True)
+@click.option("--key", help="No second task, if one with this key is there.")
+@json_option
+@on_broker
+def put(broker: Broker, queue: str, body: str, json_wanted: bool, key: str | None, **options: Any) -> None:
+    """Put a task whose body is BODY, or standard input for "-".
+
+    \b
+      daemonkit queue put mail '{"task": "send_mail", "args": ["a@b.c"]}'
+    """
+    data = sys.stdin.buffer.read() if body == "-" else os.fsencode(body)
+    id = broker.put(queue, NewTask(data, key=key, **options))
+    if json_wanted:
+        as_json({"queue": queue, "id": id})
+    else:
+        click.echo(id)
+
+
+@command.command()
+@click.argument("queue", required=False)
+@click.option("--id", help="This task.")
+@click.option(
+    "--state", type=STATES, default=State.READY.value, show_default=True, help="The first ones in this state."
+)
+@click.option("-n", "count", type=COUNT, default=1, show_default=True, help="So many.")
+@json_option
+@on_broker
+def peek(broker: Broker, queue: str | None, id: str | None, state: str, count: int, json_wanted: bool) -> None:
+    """Show tasks: the first of QUEUE, or the one with --id."""
+    if (queue is None) == (id is None):
+        raise click.UsageError("QUEUE or --id is wanted, and not both.")
+    found = broker.peek_state(queue, State(state), count) if queue is not None else [_task(broker, str(id))]
+    if json_wanted:
+        as_json([_as_dict(task) for task in found])
+    elif found:
+        click.echo("\n\n".join(_as_text(task) for task in found))
+    else:
+        click.echo(f"no {state} task in {queue}")
+
+
+@command.command()
+@click.argument("id")
+@on_broker
+def why(broker: Broker, id: str) -> None:
+    """Say why a task does not run."""
+    from daemonkit.queue.explain import explain
+
+    click.echo("\n".join(explain(broker, _task(broker, id))))
+
+
+@command.command()
+@click.argument("queue", required=False)
+@click.argument("count", type=COUNT, required=False)
+@click.option("--id", "ids", multiple=True, help="This task; may be given again.")
+@click.option("--all", "is_all", is_flag=True, help="All of QUEUE.")
+@on_broker
+def kick(broker: Broker, queue: str | None, count: int | None, ids: tuple[str, ...], is_all: bool) -> None:
+    """Make COUNT buried tasks of QUEUE ready, their failures forgotten; delayed ones, if none is buried."""
+    if ids:
+        _each(ids, broker.kick_task, "kicked", "neither buried nor delayed")
+        return
+    if queue is None or (count is None) == (not is_all):
+        raise click.UsageError("QUEUE and a COUNT or --all are wanted, or --id.")
+    click.echo(f"kicked {broker.kick(queue, ALL if count is None else count)} task(s) of {queue}")
+
+
+@command.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.option("--reason", default="by hand", show_default=True)
+@on_broker
+def bury(broker: Broker, ids: tuple[str, ...], reason: str) -> None:
+    """Put ready or delayed tasks aside."""
+    _each(ids, lambda id: broker.bury_task(id, reason), "buried", "neither ready nor delayed")
+
+
+@command.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@on_broker
+def delete(broker: Broker, ids: tuple[str, ...]) -> None:
+    """Delete tasks that are not reserved."""
+    _each(ids, broker.delete_task, "deleted", "reserved, or not there")
+
+
+@command.command()
+@click.argument("queue")
+@click.argument("time", type=Duration())
+@click.option("--reason", help="Shown to whoever asks.")
+@on_broker
+def pause(broker: Broker, queue: str, time: float, reason: str | None) -> None:
+    """Hand out no task of QUEUE for TIME, whoever is restarted meanwhile."""
+    broker.pause(queue, time, reason)
+    click.echo(f"{queue} is paused for {describe(time)}" if time else f"{queue} is not paused")
+
+
+@command.command()
+@click.argument("queue")
+@on_broker
+def resume(broker: Broker, queue: str) -> None:
+    """End the pause of QUEUE."""
+    broker.pause(queue, 0)
+    click.echo(f"{queue} is not paused")
+
+
+@command.command()
+@click.argument("queue")
+@click.option("--state", "states", type=STATES, multiple=True, help="Only these; may be given again.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@on_broker
+def empty(broker: Broker, queue: str, states: tuple[str, ...], yes: bool) -> None:
+    """Delete all tasks of QUEUE but those that are reserved."""
+    if not yes:
+        click.confirm(f"delete {' and '.join(states) or 'all'} tasks of {queue} at {broker.url}?", abort=True)
+    deleted = broker.empty(queue, [State(state) for state in states] or MOVABLE)
+    click.echo(f"deleted {deleted} task(s) of {queue}")
+
+
+@command.command()
+@click.argument("queue")
+@click.argument("target")
+@click.option("--state", "states", type=STATES, multiple=True, default=[State.READY.value], show_default=True)
+@click.option("-n", "count", type=COUNT, help="So many at most; default: all.")
+@on_broker
+def move(broker: Broker, queue: str, target: str, states: tuple[str, ...], count: int | None) -> None:
+    """Move tasks from QUEUE to the queue TARGET."""
+    from daemonkit.queue.transfer import Transfer
+
+    if queue == target:
+        raise click.UsageError("QUEUE and TARGET are the same.")
+    wanted = [State(state) for state in states]
+    if State.READY in wanted and any(each.paused for each in broker.stats() if each.queue == queue):
+        raise click.UsageError(f"{queue} is paused and hands out nothing; resume it first.")
+    with _progress(broker, [queue], wanted, count) as moved:
+        done = Transfer(broker, queue, broker, target).move(wanted, count or ALL, moved)
+    click.echo(f"moved {done} task(s) from {queue} to {target}")
+
+
+@command.command()
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+def migrate(source: str, target: str) -> None:
+    """Move all queues of the broker at the URL FROM to that at TO: ready, delayed and buried tasks.
+
+    Stop the consumers of FROM first.  Interrupted, it can be called again: nothing is lost, nothing is there twice.
+    """
+    from daemonkit.queue.transfer import Transfer
+
+    with opened(source) as origin, opened(target, make=True) as goal:
+        queues = [each.queue for each in origin.stats() if each.ready or each.delayed or each.buried]
+        done = 0
+        with _progress(origin, queues, list(MOVABLE), None) as moved:
+            for queue in queues:
+                done += Transfer(origin, queue, goal, queue).move(MOVABLE, ALL, moved)
+        for each in origin.stats():
+            if each.paused:
+                goal.pause(each.queue, each.paused, each.pause_reason)
+                origin.pause(each.queue, 0)
+        left = sum(each.reserved for each in origin.stats())
+    click.echo(f"moved {done} task(s) of {len(queues)} queue(s)")
+    if left:
+        raise BrokerError(f"migrate {source}: {left} task(s) are reserved by consumers; stop those, and call it again")
+
+
+@command.command()
+@click.argument("url", required=False)
+@click.pass_context
+def doctor(ctx: click.Context, url: str | None) -> None:
+    """Say what would be lost, and when, at the broker URL (default: the configured one)."""
+    with opened(url or url_of(ctx, {}, None)) as broker:
+        click.echo("\n".join(broker.doctor()))
+
+
+def _task(broker: Broker, id: str) -> Task:
+    task = broker.peek(id)
+    if task is None:
+        raise NoSuchTask(f"task {id}: there is none at {broker.url}; it is done, deleted, or of another broker")
+    return task
+
+
+def _each(ids: tuple[str, ...], act: Callable[[str], bool], done: str, why: str) -> None:
+    refused = [id for id in ids if not act(id)]
+    if len(refused) < len(ids):
+        click.echo(f"{done} {', '.join(id for id in ids if id not in refused)}")
+    if refused:
+        raise NoSuchTask(f"not {done}: {', '.join(refused)}: {why}")
+
+
+@contextmanager
+def _progress(
+    broker: Broker, queues: list[str], states: list[State], most: int | None
+) -> Iterator[Callable[[int], object]]:
+    """A bar on a terminal, while tasks are moved."""
+    there = sum(getattr(each, state.value) for each in broker.stats() if each.queue in queues for state in states)
+    with click.progressbar(length=min(there, most or there), file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        yield bar.update
+
+
+def _stats_row(each: QueueStats) -> tuple[str, ...]:
+    paused = "-" if each.paused is None else f"{describe(round(each.paused))} {each.pause_reason or ''}".strip()
+    return each.queue, str(each.ready), str(each.delayed), str(each.reserved), str(each.buried), paused
+
+
+def _as_dict(task: Task) -> dict[str, Any]:
+    values = task._asdict()
+    try:
+        values["body"] = task.body.decode()
+    except UnicodeDecodeError:
+        values["body"] = None
+        values["body_base64"] = base64.b64encode(task.body).decode()
+    return values
+
+
+def _as_text(task: Task) -> str:
+    left = "" if task.left is None else f", {describe(round(task.left))} left"
+    lines = [
+        f"task {task.id} of {task.queue}: {task.state.value}{left}",
+        f"  put {describe(round(task.age))} ago, priority {task.priority}, ttr {describe(task.ttr)}",
+        f"  reserved {task.reserves}, released {task.releases}, timed out {task.timeouts}, buried {task.buries}, "
+        f"kicked {task.kicks}, failures {task.failures}",
+    ]
+    if task.reason:
+        lines += ["  " + line for line in f"reason: {task.reason}".splitlines()]
+    try:
+        body = task.body.decode()
+    except UnicodeDecodeError:
+        body = repr(task.body)
+    return "\n".join([*lines, f"  body: {body}"])
+
+
+def _table(head: tuple[str, ...], rows: Any) -> None:
+    lines = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())

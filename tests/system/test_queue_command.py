@@ -1,0 +1,187 @@
+"""daemonkit queue: the tasks of a broker, by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from harness import Box
+
+from daemonkit.queue.broker import NewTask, State
+from daemonkit.queue.sqlite import SqliteBroker
+
+
+def run(box: Box, *args: str, code: int = 0, text: str | None = None) -> str:
+    """What ``daemonkit queue ARGS`` says, if its exit code is ``code``."""
+    done = box.call("queue", *args, input=text)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:{tmp_path}/other.db"
+
+
+def test_what_is_put_is_shown_with_its_state_and_body(box: Box) -> None:
+    assert run(box, "put", "mail", '{"task": "send"}') == "1\n"
+    assert run(box, "put", "mail", "-", "--delay", "2m", "--priority", "7", text="from stdin") == "2\n"
+    assert json.loads(run(box, "put", "sms", "x", "--key", "k", "--json")) == {"queue": "sms", "id": "3"}
+    assert run(box, "put", "sms", "y", "--key", "k") == "3\n"
+    assert run(box, "stats").splitlines() == [
+        "QUEUE  READY  DELAYED  RESERVED  BURIED  PAUSED",
+        "mail   1      1        0         0       -",
+        "sms    1      0        0         0       -",
+    ]
+    assert [each["delayed"] for each in json.loads(run(box, "stats", "--json"))] == [1, 0]
+    shown = run(box, "peek", "mail", "--state", "delayed").splitlines()
+    assert shown[0].startswith("task 2 of mail: delayed, ")
+    assert shown[1].endswith(" ago, priority 7, ttr 1m")
+    assert shown[-1] == "  body: from stdin"
+    assert json.loads(run(box, "peek", "--id", "1", "--json"))[0]["body"] == '{"task": "send"}'
+    assert run(box, "peek", "mail", "--state", "buried") == "no buried task in mail\n"
+
+
+def test_a_body_that_is_no_text_is_shown_all_the_same(box: Box) -> None:
+    broker = SqliteBroker(str(box.run_dir / "queue.db"))
+    broker.put("mail", NewTask(b"\xff\x00"))
+    broker.close()
+    assert "body: b'\\xff\\x00'" in run(box, "peek", "mail")
+    assert json.loads(run(box, "peek", "mail", "--json"))[0]["body_base64"] == "/wA="
+
+
+def test_tasks_are_buried_kicked_and_deleted_by_hand(box: Box) -> None:
+    for body in "abc":
+        run(box, "put", "mail", body)
+    assert run(box, "bury", "1", "2", "--reason", "look at it") == "buried 1, 2\n"
+    assert "reason: look at it" in run(box, "peek", "--id", "1")
+    assert run(box, "kick", "mail", "1") == "kicked 1 task(s) of mail\n"
+    assert run(box, "kick", "--id", "2") == "kicked 2\n"
+    assert run(box, "bury", "1", "2") == "buried 1, 2\n"
+    assert run(box, "kick", "mail", "--all") == "kicked 2 task(s) of mail\n"
+    assert run(box, "delete", "1", "9", code=1) == "daemonkit: not deleted: 9: reserved, or not there\n"
+    assert run(box, "kick", "--id", "2", code=1) == "daemonkit: not kicked: 2: neither buried nor delayed\n"
+    assert run(box, "empty", "mail", "--yes") == "deleted 2 task(s) of mail\n"
+    assert run(box, "stats") == f"no tasks at sqlite:{box.run_dir}/queue.db\n"
+
+
+def test_empty_asks_first_and_deletes_only_what_is_named(box: Box) -> None:
+    run(box, "put", "mail", "a")
+    run(box, "put", "mail", "b", "--delay", "9")
+    assert box.call("queue", "empty", "mail", input="n\n").returncode == 130
+    done = box.call("queue", "empty", "mail", "--state", "delayed", input="y\n")
+    assert done.stdout.endswith("deleted 1 task(s) of mail\n")
+    assert "mail   1      0" in run(box, "stats")
+
+
+def test_why_says_what_keeps_a_task_from_running(box: Box) -> None:
+    run(box, "put", "mail", "first", "--priority", "1")
+    run(box, "put", "mail", "second")
+    run(box, "put", "mail", "later", "--delay", "1h")
+    assert run(box, "why", "2").splitlines() == [
+        "task 2 of mail is ready, 1 task(s) of its queue before it",
+        "no consumer takes tasks of mail; start a daemon whose script declares one",
+    ]
+    assert run(box, "why", "3").startswith("task 3 of mail is delayed for another ")
+    assert run(box, "pause", "mail", "10m", "--reason", "the relay is down") == "mail is paused for 10m\n"
+    assert run(box, "why", "1").splitlines()[-1].endswith(": the relay is down")
+    run(box, "bury", "1", "--reason", "no route")
+    assert run(box, "why", "1").splitlines()[:2] == [
+        "task 1 of mail is buried, after 0 failure(s): no route",
+        "daemonkit queue kick --id 1 makes it ready again",
+    ]
+    assert run(box, "resume", "mail") == "mail is not paused\n"
+    assert run(box, "why", "99", code=1).startswith("daemonkit: task 99: there is none at sqlite:")
+
+
+def test_why_names_the_consumer_and_what_it_does(box: Box) -> None:
+    box.start("@task('mail')\ndef wait(): time.sleep(1000)\n", "--concurrency", "1", "--graceful-timeout", "0.1")
+    run(box, "put", "mail", '{"task": "wait"}')
+    run(box, "put", "mail", '{"task": "wait"}')
+    broker = SqliteBroker(str(box.run_dir / "queue.db"))
+    while not broker.peek_state("mail", State.RESERVED):
+        broker.drain()
+    broker.close()
+    consumer = next(each["pid"] for each in box.status()["children"] if each["name"] == "consumer mail")
+    being_done = run(box, "why", "1")
+    assert f".{consumer}." in being_done
+    assert "attempt 1; if that is not heard of any more, it is given back in" in being_done
+    assert "takes mail; 1 of 1 are busy" in run(box, "why", "2")
+
+
+def test_tasks_are_moved_to_another_queue_with_their_delays_and_reasons(box: Box) -> None:
+    for body in ("a", "b", "c"):
+        run(box, "put", "mail", body)
+    run(box, "put", "mail", "later", "--delay", "1h")
+    run(box, "bury", "3", "--reason", "no route")
+    assert run(box, "move", "mail", "slow", "-n", "1") == "moved 1 task(s) from mail to slow\n"
+    states = ["--state", "ready", "--state", "delayed", "--state", "buried"]
+    assert run(box, "move", "mail", "slow", *states) == "moved 3 task(s) from mail to slow\n"
+    assert run(box, "stats").splitlines()[1:] == ["slow   2      1        0         1       -"]
+    assert "reason: no route" in run(box, "peek", "slow", "--state", "buried")
+    assert "delayed, " in run(box, "peek", "slow", "--state", "delayed")
+    assert "are the same" in run(box, "move", "slow", "slow", code=2)
+    run(box, "pause", "slow", "1m")
+    assert "is paused and hands out nothing" in run(box, "move", "slow", "mail", code=2)
+
+
+def test_migrate_moves_all_to_another_broker_and_can_be_called_again(box: Box, url: str) -> None:
+    here = f"sqlite:{box.run_dir}/queue.db"
+    broker = SqliteBroker(str(box.run_dir / "queue.db"))
+    broker.put_many("mail", [NewTask(b"%d" % n, priority=n % 7) for n in range(250)])
+    broker.put_many("sms", [NewTask(b"later", delay=3600.0)] * 3)
+    for each in broker.reserve("mail", count=2):
+        broker.bury(each, "why")
+    broker.pause("sms", 600, "down")
+    (held,) = broker.reserve("mail")
+    assert f"migrate {here}: 1 task(s) are reserved" in run(box, "migrate", here, url, code=1)
+    assert broker.release(held)
+    broker.close()
+    assert run(box, "migrate", here, url) == "moved 1 task(s) of 1 queue(s)\n"
+    assert run(box, "stats", "--broker", here) == f"no tasks at {here}\n"
+    found = json.loads(run(box, "stats", "--broker", url, "--json"))
+    assert [(each["queue"], each["ready"], each["delayed"], each["buried"]) for each in found] == [
+        ("mail", 248, 0, 2),
+        ("sms", 0, 3, 0),
+    ]
+    assert found[1]["pause_reason"] == "down"
+
+
+def test_the_doctor_names_the_file_and_what_would_be_lost(box: Box, url: str) -> None:
+    run(box, "put", "mail", "x", "--broker", url)
+    said = run(box, "doctor", url)
+    assert f"{url.partition(':')[2]}, on " in said
+    assert "a power cut loses nothing that was accepted (synchronous=FULL)" in said
+    assert "loses the last puts" in run(box, "doctor", f"{url}?synchronous=NORMAL")
+    assert "the file is sound" in said
+
+
+def test_looking_makes_no_queue_and_a_wrong_broker_is_told(box: Box, tmp_path: Path) -> None:
+    said = run(box, "stats", "--broker", f"sqlite:{tmp_path}/none.db", code=1)
+    assert said.startswith(f"daemonkit: open {tmp_path}/none.db: no queue is there")
+    assert not (tmp_path / "none.db").exists()
+    (tmp_path / "text.db").write_text("no database " * 1000)
+    assert "it is no SQLite file, or damaged" in run(box, "stats", "--broker", f"sqlite:{tmp_path}/text.db", code=1)
+    assert "did you mean sqlite:?" in run(box, "stats", "--broker", "sqlit:/x", code=2)
+    assert "the path must begin with /" in run(box, "stats", "--broker", "sqlite:x", code=2)
+    assert "queue 'a b'" in run(box, "put", "a b", "x", code=2)
+
+
+def test_a_full_disk_is_told_to_the_producer_and_what_was_there_stays(box: Box, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)], check=False)
+    if mounted.returncode:
+        pytest.skip("needs to be allowed to mount")
+    try:
+        url = f"sqlite:{small}/queue.db"
+        run(box, "put", "mail", "kept", "--broker", url)
+        done = box.call("queue", "put", "mail", "-", "--broker", url, input="x" * 1_000_000)
+        assert done.returncode == 1
+        assert "make room on the disk" in done.stderr
+        assert "body: kept" in run(box, "peek", "mail", "--broker", url)
+        assert "A BOOT LOSES ALL: tmpfs" in run(box, "doctor", url)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
