@@ -38,6 +38,7 @@ OPTIONAL = {
     "click": "cli/",
     "cloudpickle": "processes/pickled.py",
     "sysv_ipc": "ipc/library.py",
+    "redis": "queue/redis.py",
 }
 
 

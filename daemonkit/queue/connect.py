@@ -8,11 +8,14 @@ from urllib.parse import parse_qsl, urlsplit
 from daemonkit.errors import UsageError
 from daemonkit.queue.broker import Broker
 
-SCHEMES = ("sqlite",)
+SCHEMES = ("sqlite", "redis", "rediss", "unix", "sentinel")
 
 
 def connect(url: str, *, make: bool = True) -> Broker:
-    """Open the broker that ``url`` names: ``sqlite:PATH`` or ``sqlite:PATH?synchronous=NORMAL``.
+    """Open the broker that ``url`` names.
+
+    ``sqlite:PATH``, ``sqlite:PATH?synchronous=NORMAL``; ``redis://HOST:PORT/DB``, ``rediss://...`` (TLS), ``unix://PATH``,
+    ``sentinel://HOST:PORT,HOST:PORT/SERVICE/DB``.
 
     ``make``: a file that is not there.
 
@@ -27,7 +30,11 @@ def connect(url: str, *, make: bool = True) -> Broker:
         near = get_close_matches(scheme, SCHEMES, 1)
         hint = f"did you mean {near[0]}:?" if near and near[0] != scheme else f"there are: {', '.join(SCHEMES)}:"
         raise UsageError(f"broker {url!r}: {hint}")
-    return _sqlite(url, rest, make)
+    if scheme == "sqlite":
+        return _sqlite(url, rest, make)
+    from daemonkit.queue.redisbroker import RedisBroker
+
+    return RedisBroker(url)
 
 
 def _sqlite(url: str, rest: str, make: bool) -> Broker:

@@ -1,0 +1,358 @@
+"""The broker in Redis: sorted sets, a hash a task, and scripts that do each step at once, by the server's clock.
+
+Nothing is sent twice but what may be: the library's own retries are off, puts carry a request's number, and what was
+reserved by a reply that was lost is given back by us as soon as we are connected again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from daemonkit.errors import BrokerError, BrokerFull
+from daemonkit.queue import scripts
+from daemonkit.queue.broker import (
+    DEFAULT_PRIORITY,
+    DEFAULT_TTR,
+    Broker,
+    Bury,
+    ConsumerInfo,
+    Delete,
+    Exchange,
+    NewTask,
+    Outcome,
+    QueueStats,
+    Release,
+    Reservation,
+    State,
+    Task,
+    Touch,
+)
+from daemonkit.queue.checks import check_queue, check_seconds, check_task
+from daemonkit.queue.owner import is_dead, myself
+from daemonkit.queue.redis import Connection
+
+PREFIX: Final = "{daemonkit}:"
+_LATE: Final = "it was not done within its ttr"
+_DEAD: Final = "the process that had reserved it has ended"
+
+
+class RedisBroker(Broker):
+    """A connection, and one more to be told of changes."""
+
+    def __init__(self, url: str, prefix: str = PREFIX) -> None:
+        """Connect to ``url``: redis://, rediss://, unix:// as the library redis knows them, or sentinel://.
+
+        Args:
+            url: ``sentinel://host1:26379,host2:26379/service/0`` asks sentinels for the master.
+            prefix: of all keys.
+
+        Raises:
+            UsageError: the URL cannot be meant.
+            BrokerError: the server cannot be reached, is too old, or throws tasks away when its memory is full.
+        """
+        self._prefix = prefix
+        self._owner = myself()
+        self._held: dict[str, str] = {}  # token -> id of what we have reserved, as far as we know
+        self._is_in_doubt = False
+        self._queues: frozenset[str] = frozenset()  # those that we are told of
+        self._connection = Connection(url)
+        self.url = self._connection.url
+        self._do = self._connection.do
+        self._do(lambda client: None)
+
+    def put_many(self, queue: str, tasks: Sequence[NewTask]) -> list[str]:
+        check_queue(queue)
+        for task in tasks:
+            check_task(queue, task)
+        if not tasks:
+            return []
+        arguments: list[Any] = [uuid.uuid4().hex, queue]
+        for task in tasks:
+            arguments += [task.body, task.priority, _ms(task.delay), max(_ms(task.ttr), 1), task.key or ""]
+        try:
+            ids = self._run(scripts.PUT, arguments)
+        except BrokerFull:
+            raise
+        except BrokerError:
+            ids = self._run(scripts.PUT, arguments)  # once more: it is known there, if it has come through
+        return [id.decode() for id in ids]
+
+    def exchange(self, outcomes: Iterable[Outcome], room: Mapping[str, int], count: int) -> Exchange:
+        outcomes = tuple(outcomes)
+        if not outcomes and (count <= 0 or not any(most > 0 for most in room.values())):
+            return Exchange([], [])
+        if self._is_in_doubt:
+            self._run(scripts.DISOWN, [self._owner, "", *self._held])
+            self._is_in_doubt = False
+        arguments: list[Any] = [self._owner, max(count, 0), _LATE, len(outcomes)]
+        for outcome in outcomes:
+            arguments += _words(outcome)
+        for queue, most in room.items():
+            arguments += [queue, most, DEFAULT_PRIORITY, _ms(DEFAULT_TTR)]
+        self._is_in_doubt = True
+        lost, found, _ = self._run(scripts.EXCHANGE, arguments)
+        self._is_in_doubt = False
+        for outcome in outcomes:
+            if not isinstance(outcome, Touch):
+                self._held.pop(str(outcome.reservation.token), None)
+        return Exchange([self._reservation(*each) for each in found], [outcomes[n - 1].reservation for n in lost])
+
+    def _reservation(self, *values: Any) -> Reservation:
+        queue, id, token, body, priority, ttr, failures = values
+        self._held[str(token)] = id.decode()
+        return Reservation(queue.decode(), id.decode(), token, body, int(priority), int(ttr) / 1000, int(failures))
+
+    def recover(self) -> int:
+        owners = {
+            owner.decode()
+            for queue in self._all_queues()
+            for owner in self._fields(self._ids(queue, State.RESERVED), "owner")
+            if owner is not None
+        }
+        dead = [owner for owner in owners if is_dead(owner)]
+        return sum(self._run(scripts.DISOWN, [owner, _DEAD]) for owner in dead)
+
+    def announce(self, queues: Iterable[str], concurrency: int) -> None:
+        self._queues = frozenset(queues)
+        words = json.dumps([sorted(self._queues), concurrency])
+        dead = [owner for owner, _, _ in self._announced() if is_dead(owner)]
+
+        def act(client: Any) -> None:
+            if dead:
+                client.hdel(self._key("consumers"), *dead)
+            client.hset(self._key("consumers"), self._owner, words)
+
+        self._do(act)
+        self._connection.stop_listening()  # to be told of others' lists under these names as well
+
+    def consumers(self) -> list[ConsumerInfo]:
+        owners: list[bytes] = [
+            owner
+            for queue in self._all_queues()
+            for owner in self._fields(self._ids(queue, State.RESERVED), "owner")
+            if owner
+        ]
+        return [
+            ConsumerInfo(owner, tuple(queues), concurrency, owners.count(owner.encode()))
+            for owner, queues, concurrency in self._announced()
+            if not is_dead(owner)
+        ]
+
+    def _announced(self) -> list[tuple[str, list[str], int]]:
+        found = self._do(lambda client: client.hgetall(self._key("consumers")))
+        return sorted((owner.decode(), *json.loads(words)) for owner, words in found.items())
+
+    def watch(self) -> int:
+        return self._connection.listen([self._key("wake", ""), *self._queues])
+
+    def drain(self) -> None:
+        self._connection.hear()
+
+    def next_due(self, queues: Iterable[str]) -> float | None:
+        due = self._run(scripts.DUE, list(queues))
+        return None if due < 0 else due / 1000
+
+    def kick(self, queue: str, bound: int) -> int:
+        kicked = 0
+        while kicked < bound and (step := self._kick_some(queue, min(bound - kicked, 1000))):
+            kicked += step
+            if not self._ids(queue, State.BURIED, 1):
+                break  # delayed ones only if there was no buried one
+        return kicked
+
+    def _kick_some(self, queue: str, bound: int) -> int:
+        return int(self._run(scripts.KICK, [check_queue(queue), bound]))
+
+    def kick_task(self, id: str) -> bool:
+        return self._by_hand("kick", id)
+
+    def delete_task(self, id: str) -> bool:
+        return self._by_hand("delete", id)
+
+    def bury_task(self, id: str, reason: str) -> bool:
+        return self._by_hand("bury", id, reason)
+
+    def _by_hand(self, what: str, id: str, reason: str = "") -> bool:
+        return _is_id(id) and bool(self._run(scripts.BY_HAND, [what, id, reason]))
+
+    def peek(self, id: str) -> Task | None:
+        return next(iter(self._tasks([id])), None) if _is_id(id) else None
+
+    def peek_state(self, queue: str, state: State, count: int = 1) -> list[Task]:
+        return [task for task in self._tasks(self._ids(check_queue(queue), state, count)) if task.state is state]
+
+    def _tasks(self, ids: list[str]) -> list[Task]:
+        def read(client: Any) -> list[Any]:
+            with client.pipeline(transaction=True) as pipe:
+                pipe.time()
+                for id in ids:
+                    pipe.hgetall(self._key("task", id))
+                found: list[Any] = pipe.execute()
+                queues = [each.get(b"queue", b"").decode() for each in found[1:]]
+                for id, queue in zip(ids, queues, strict=True):
+                    for state in State:
+                        pipe.zscore(self._key(state.value, queue), f"{int(id):016d}")
+                return [*found, pipe.execute()]
+
+        (seconds, micros), *hashes, scores = self._do(read)
+        now = seconds * 1000 + micros // 1000
+        tasks = []
+        for n, (id, values) in enumerate(zip(ids, hashes, strict=True)):
+            places = dict(zip(State, scores[n * 4 : n * 4 + 4], strict=True))
+            state = next((state for state, score in places.items() if score is not None), None)
+            if state is not None:
+                tasks.append(_task(id, state, places[state], values, now))
+        return tasks
+
+    def stats(self) -> list[QueueStats]:
+        queues = self._all_queues()
+
+        def read(client: Any) -> list[Any]:
+            with client.pipeline(transaction=True) as pipe:
+                for queue in queues:
+                    for state in State:
+                        pipe.zcard(self._key(state.value, queue))
+                    pipe.pttl(self._key("paused", queue))
+                    pipe.get(self._key("paused", queue))
+                found: list[Any] = pipe.execute()
+                return found
+
+        values = self._do(read)
+        found = []
+        for n, queue in enumerate(queues):
+            ready, delayed, reserved, buried, left, reason = values[n * 6 : n * 6 + 6]
+            paused = left / 1000 if left > 0 else None
+            if ready or delayed or reserved or buried or paused is not None:
+                why = reason.decode() or None if reason is not None and paused is not None else None
+                found.append(QueueStats(queue, ready, delayed, reserved, buried, paused, why))
+        return found
+
+    def ahead(self, task: Task) -> int:
+        key = self._key("ready", task.queue)
+        return int(self._do(lambda client: client.zrank(key, f"{int(task.id):016d}")) or 0)
+
+    def pause(self, queue: str, seconds: float, reason: str | None = None) -> None:
+        key, milliseconds = self._key("paused", check_queue(queue)), _ms(check_seconds(seconds, "pause"))
+
+        def act(client: Any) -> None:
+            client.sadd(self._key("queues"), queue)
+            if milliseconds:
+                client.set(key, reason or "", px=milliseconds)
+            else:
+                client.delete(key)
+            client.set(self._key("wake", queue), "")
+
+        self._do(act)
+
+    def empty(self, queue: str, states: Iterable[State] = (State.READY, State.DELAYED, State.BURIED)) -> int:
+        deleted, words = 0, [check_queue(queue), *(state.value for state in states)]
+        while step := self._run(scripts.EMPTY, words):
+            deleted += step
+        return deleted
+
+    def doctor(self) -> list[str]:
+        info, lines = self._do(lambda client: client.info()), []
+        settings = self._connection.settings("appendonly", "appendfsync", "maxmemory", "save")
+        lines.append(f"Redis {info['redis_version']} at {self.url}, {info['role']}, {info['used_memory_human']} used")
+        if settings is None:
+            lines.append("the server does not tell its settings (CONFIG GET): see appendonly and appendfsync there")
+        elif settings.get("appendonly") == "yes":
+            lines.append(_FSYNC.get(settings.get("appendfsync", ""), "see appendfsync in the server's configuration"))
+        elif settings.get("save"):
+            lines.append(f"A POWER CUT LOSES ALL SINCE THE LAST SNAPSHOT (save {settings['save']}): set appendonly yes")
+        else:
+            lines.append("A POWER CUT, CRASH OR RESTART OF THE SERVER LOSES ALL: set appendonly yes")
+        if settings and settings.get("maxmemory") == "0":
+            lines.append("maxmemory is not set: the kernel may kill the server when the machine's memory is full")
+        if info.get("connected_slaves"):
+            lines.append("a fail-over to a replica loses the last puts: replication does not wait for it")
+        return lines
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokerError):
+            if self._queues:
+                self._do(lambda client: client.hdel(self._key("consumers"), self._owner))
+        self._connection.close()
+
+    def _all_queues(self) -> list[str]:
+        return sorted(name.decode() for name in self._do(lambda client: client.smembers(self._key("queues"))))
+
+    def _ids(self, queue: str, state: State, count: int = 0) -> list[str]:
+        key = self._key(state.value, queue)
+        return [str(int(member)) for member in self._do(lambda client: client.zrange(key, 0, count - 1))]
+
+    def _fields(self, ids: list[str], field: str) -> list[Any]:
+        def read(client: Any) -> list[Any]:
+            with client.pipeline(transaction=False) as pipe:
+                for id in ids:
+                    pipe.hget(self._key("task", id), field)
+                found: list[Any] = pipe.execute()
+                return found
+
+        return self._do(read) if ids else []
+
+    def _key(self, *words: str) -> str:
+        return self._prefix + ":".join(words)
+
+    def _run(self, script: str, arguments: list[Any]) -> Any:
+        return self._connection.run(script, self._prefix, arguments)
+
+
+_FSYNC: Final = {
+    "always": "a power cut loses nothing that was accepted (appendfsync always)",
+    "everysec": "a power cut loses the puts of the last second or two (appendfsync everysec)",
+    "no": "a power cut loses what the kernel had not written, up to 30 s (appendfsync no)",
+}
+
+
+def _words(outcome: Outcome) -> list[Any]:
+    reservation = outcome.reservation
+    what, delay, reason, priority = "touch", 0.0, "", ""
+    if isinstance(outcome, Delete):
+        what = "delete"
+    elif isinstance(outcome, Bury):
+        what, reason = "bury", outcome.reason
+    elif isinstance(outcome, Release):
+        what = "release" if outcome.reason is None else "fail"
+        delay, reason = outcome.delay, outcome.reason or ""
+        priority = "" if outcome.priority is None else str(outcome.priority)
+    return [what, reservation.id, reservation.token, _ms(delay), reason, priority]
+
+
+def _task(id: str, state: State, score: float, values: Mapping[bytes, bytes], now: int) -> Task:
+    def number(name: bytes) -> int:
+        return int(values.get(name, b"0"))
+
+    reason, owner = values.get(b"reason"), values.get(b"owner")
+    left = max(score - now, 0) / 1000 if state in (State.DELAYED, State.RESERVED) else None
+    return Task(
+        values[b"queue"].decode(),
+        id,
+        state,
+        values[b"body"],
+        number(b"priority"),
+        number(b"ttr") / 1000,
+        max(now - number(b"made"), 0) / 1000,
+        left,
+        number(b"reserves"),
+        number(b"timeouts"),
+        number(b"releases"),
+        number(b"buries"),
+        number(b"kicks"),
+        number(b"failures"),
+        reason.decode(errors="replace") if reason is not None else None,
+        owner.decode() if owner is not None else None,
+    )
+
+
+def _is_id(id: str) -> bool:
+    return id.isascii() and id.isdecimal() and 0 < len(id) < 16
+
+
+def _ms(seconds: float) -> int:
+    return math.ceil(seconds * 1000)

@@ -1,0 +1,72 @@
+"""Real servers for brokers: on sockets in temporary directories, ended by PID."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness import PATIENCE
+
+from daemonkit.core.inotify import wait_until
+
+
+class RedisServer:
+    """A redis-server of our own."""
+
+    def __init__(self, path: Path, *options: str) -> None:
+        """Its files are in ``path``; ``options`` as on its command line."""
+        self.path = path
+        self.socket = path / "redis.sock"
+        self.url = f"unix://{self.socket}"
+        self._options = options
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        program = shutil.which("redis-server")
+        assert program is not None, "redis-server is not installed (Debian: redis-server)"
+        log = self.path / "redis.log"
+        log.unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            [
+                *(program, "--port", "0", "--unixsocket", str(self.socket)),
+                *("--dir", str(self.path), "--logfile", str(log), *self._options),
+            ],
+            stdin=subprocess.DEVNULL,
+        )
+
+        def is_ready() -> bool | None:
+            return (log.exists() and "Ready to accept connections" in log.read_text()) or None
+
+        assert wait_until(str(self.path), is_ready, PATIENCE), log.read_text()
+
+    def command(self, *words: str) -> bytes:
+        """What it answers to a command, raw."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(str(self.socket))
+            sock.sendall(b"".join([b"*%d\r\n" % len(words), *(b"$%d\r\n%s\r\n" % (len(w), w) for w in _bytes(words))]))
+            return sock.recv(65536)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+
+@contextlib.contextmanager
+def redis_server(path: Path, *options: str) -> Iterator[RedisServer]:
+    """A server that ends with the block."""
+    server = RedisServer(path, *(options or ("--save", "", "--appendonly", "no")))
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def _bytes(words: tuple[str, ...]) -> list[bytes]:
+    return [word.encode() for word in words]

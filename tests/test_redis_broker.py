@@ -1,0 +1,206 @@
+"""What is Redis's own: lists that others push, a full memory, a server that goes and comes, lost replies."""
+
+from __future__ import annotations
+
+import json
+import select
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from brokers import RedisServer, redis_server
+from harness import PATIENCE
+
+from daemonkit.errors import BrokerError, BrokerFull, UsageError
+from daemonkit.queue.broker import Bury, Delete, NewTask, Release, State
+from daemonkit.queue.connect import connect
+from daemonkit.queue.redisbroker import RedisBroker
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path, "--save", "", "--appendonly", "yes", "--appendfsync", "always") as made:
+        yield made
+
+
+@pytest.fixture
+def broker(server: RedisServer) -> Iterator[RedisBroker]:
+    made = RedisBroker(server.url)
+    yield made
+    made.close()
+
+
+def test_a_list_that_others_push_is_taken_in_order_and_byte_for_byte(server: RedisServer, broker: RedisBroker) -> None:
+    for body in ('{"n": 9007199254740993}', "first", "second"):
+        server.command("LPUSH", "mail", body)
+    found = broker.exchange((), {"mail": 10}, 10).reserved
+    assert [each.body for each in found] == [b'{"n": 9007199254740993}', b"first", b"second"]
+    assert server.command("EXISTS", "mail") == b":0\r\n"
+    assert [(each.queue, each.reserved) for each in broker.stats()] == [("mail", 3)]
+    assert broker.exchange([Delete(found[0]), Bury(found[1], "no"), Release(found[2])], {}, 0).lost == []
+
+
+def test_who_waits_is_woken_by_a_push_of_others_onto_one_of_its_lists(server: RedisServer, broker: RedisBroker) -> None:
+    broker.announce(["mail", "mailing", "sms"], 1)
+    fd = broker.watch()
+    assert broker.reserve("mail", "sms") == []
+    server.command("LPUSH", "other", "not ours")
+    server.command("LPUSH", "sms", "ours")
+    assert select.select([fd], [], [], PATIENCE)[0]
+    broker.drain()
+    assert [each.body for each in broker.reserve("mail", "sms")] == [b"ours"]
+
+
+def test_a_key_of_another_kind_under_a_queues_name_is_left_alone(server: RedisServer, broker: RedisBroker) -> None:
+    server.command("SET", "mail", "somebody's")
+    broker.put("mail", NewTask(b"ours"))
+    assert [each.body for each in broker.reserve("mail")] == [b"ours"]
+    assert server.command("GET", "mail").endswith(b"somebody's\r\n")
+
+
+@pytest.mark.skipif(shutil.which("php") is None, reason="needs php (Debian: php-cli, php-redis)")
+def test_what_php_pushes_is_taken(server: RedisServer, broker: RedisBroker) -> None:
+    program = f"""
+    $redis = new Redis(); $redis->connect("{server.socket}");
+    $redis->lPush("mail", json_encode(["worker" => "mail", "class" => "send", "params" => ["to" => "ä@b.c"]]));
+    """
+    done = subprocess.run(["php", "-r", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+    (found,) = broker.reserve("mail")
+    assert json.loads(found.body) == {"worker": "mail", "class": "send", "params": {"to": "ä@b.c"}}
+
+
+def test_with_a_full_memory_puts_are_refused_and_all_else_goes_on(server: RedisServer, broker: RedisBroker) -> None:
+    broker.put_many("mail", [NewTask(b"x" * 1000) for _ in range(50)])
+    server.command("LPUSH", "mail", "of others")
+    server.command("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(BrokerFull, match="its memory is full"):
+        broker.put("mail", NewTask(b"one more"))
+    found = broker.reserve("mail", count=51)
+    assert len(found) == 51
+    assert broker.touch(found[0])
+    assert (
+        broker.exchange([Release(found[0], reason="again"), Bury(found[1], "no"), Delete(found[2])], {}, 0).lost == []
+    )
+    assert broker.kick("mail", 1) == 1
+    assert len(broker.reserve("mail", count=2)) == 2
+    assert broker.exchange([Delete(each) for each in found[3:]], {}, 0).lost == []
+
+
+def test_what_was_accepted_is_there_after_a_kill_9_of_the_server_and_we_connect_again(
+    server: RedisServer, broker: RedisBroker
+) -> None:
+    ids = broker.put_many("mail", [NewTask(b"%d" % n) for n in range(10)])
+    held = broker.reserve("mail", count=3)
+    broker.watch()
+    server.kill()
+    with pytest.raises(BrokerError, match="is the server running"):
+        broker.delete(held[0])
+    server.start()
+    assert broker.exchange([Delete(held[0])], {"mail": 7}, 7).lost == []
+    assert [task.id for task in broker.peek_state("mail", State.RESERVED, 99)] == ids[1:]
+    server.command("LPUSH", "x", "y")
+    assert broker.watch() >= 0
+
+
+class Between:
+    """Passes on what a client and the server say, until it is told to cut the line before a reply."""
+
+    def __init__(self, server: RedisServer, path: Path) -> None:
+        self.url = f"unix://{path}"
+        self._server = server
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self.cut_before = b""  # a request with this is passed on, and its reply is not
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            with client, socket.socket(socket.AF_UNIX) as server:
+                server.connect(str(self._server.socket))
+                self._pass_on(client, server)
+
+    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
+        while data := client.recv(65536):
+            server.sendall(data)
+            reply = server.recv(65536)
+            if self.cut_before and self.cut_before in data:
+                self.cut_before = b""
+                return
+            client.sendall(reply)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(PATIENCE)
+
+
+def test_a_put_whose_reply_is_lost_is_one_task_and_a_lost_reservation_comes_back(
+    server: RedisServer, broker: RedisBroker, tmp_path: Path
+) -> None:
+    between = Between(server, tmp_path / "between.sock")
+    far = RedisBroker(between.url)
+    try:
+        far.put("mail", NewTask(b"first"))
+        between.cut_before = b"second"
+        id = far.put("mail", NewTask(b"second"))
+        assert [each.ready for each in broker.stats()] == [2]
+        known = far.reserve("mail")
+        between.cut_before = b"it was not done within"
+        with pytest.raises(BrokerError):
+            far.reserve("mail")
+        assert [each.reserved for each in broker.stats()] == [2]
+        (again,) = far.reserve("mail")
+        assert (again.id, again.failures) == (id, 0)
+        assert far.delete(known[0])
+        assert far.delete(again)
+    finally:
+        far.close()
+        between.close()
+
+
+def test_a_server_that_throws_tasks_away_is_refused(server: RedisServer) -> None:
+    server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    with pytest.raises(BrokerError, match="its maxmemory-policy is allkeys-lru, which throws tasks away"):
+        RedisBroker(server.url)
+
+
+def test_the_doctor_tells_what_the_servers_settings_would_lose(server: RedisServer, broker: RedisBroker) -> None:
+    assert "a power cut loses nothing that was accepted (appendfsync always)" in broker.doctor()
+    server.command("CONFIG", "SET", "appendfsync", "everysec")
+    assert any("loses the puts of the last second" in line for line in broker.doctor())
+    server.command("CONFIG", "SET", "appendonly", "no")
+    assert "A POWER CUT, CRASH OR RESTART OF THE SERVER LOSES ALL: set appendonly yes" in broker.doctor()
+
+
+def test_a_url_that_leads_nowhere_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BrokerError, match=r"reach unix://.*none\.sock: .*; is the server running\?"):
+        connect(f"unix://{tmp_path}/none.sock")
+    with pytest.raises(BrokerError, match=r"reach redis://127\.0\.0\.1:1/0"):
+        connect("redis://127.0.0.1:1/0")
+    with pytest.raises(UsageError, match="did you mean redis:"):
+        connect("reddis://x")
+
+
+def test_a_password_is_asked_for_and_taken(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        server.command("CONFIG", "SET", "requirepass", "secret")
+        with pytest.raises(BrokerError, match="user and password"):
+            connect(server.url)
+        with pytest.raises(BrokerError, match="user and password") as wrong:
+            connect(f"unix://:wrong@{server.socket}")
+        assert "wrong" not in str(wrong.value)
+        broker = connect(f"unix://:secret@{server.socket}")
+        assert broker.put("mail", NewTask(b"")) == "1"
+        assert "secret" not in broker.url
+        broker.close()
