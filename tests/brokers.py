@@ -40,7 +40,7 @@ class RedisServer:
         )
 
         def is_ready() -> bool | None:
-            return (log.exists() and "Ready to accept connections" in log.read_text()) or None
+            return (log.exists() and "ready to accept connections at" in log.read_text()) or None
 
         assert wait_until(str(self.path), is_ready, PATIENCE), log.read_text()
 
