@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -381,6 +382,28 @@ def test_what_cannot_be_meant_is_refused_and_nothing_is_put(
     with pytest.raises(UsageError, match=words.replace("(", r"\(")):
         broker.put_many(queue, [NewTask(b"good"), task])
     assert broker.stats() == []
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare (Debian: util-linux)")
+def test_where_no_inotify_instance_is_left_a_consumer_looks_again(tmp_path: Path) -> None:
+    program = f"""
+import logging, select
+from daemonkit.queue.sqlite import SqliteBroker
+from daemonkit.queue.broker import NewTask
+logging.basicConfig(format="%(message)s")
+broker = SqliteBroker({str(tmp_path / "queue.db")!r})
+assert not select.select([broker.watch()], [], [], 0)[0]
+assert 0 < broker.next_due(["mail"]) <= 0.25
+broker.put("mail", NewTask(b""))
+assert broker.reserve("mail")
+broker.close()
+"""
+    command = 'echo 0 > /proc/sys/user/max_inotify_instances && exec "$0" -W error -c "$1"'
+    done = subprocess.run(
+        ["unshare", "-Ur", "sh", "-c", command, sys.executable, program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("no inotify instance is left (fs.inotify.max_user_instances)")
 
 
 def test_of_several_put_at_once_all_are_put_or_none(broker: Broker) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import math
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,10 +33,13 @@ from daemonkit.queue.checks import check_queue, check_seconds, check_task
 from daemonkit.queue.database import Database
 from daemonkit.queue.owner import is_dead, myself
 
+log = logging.getLogger("daemonkit.queue")
+
 _STATES: Final = (State.READY, State.DELAYED, State.RESERVED, State.BURIED)  # as their numbers in the table
 _NUMBER: Final = {state: number for number, state in enumerate(_STATES)}
 _ORDER: Final = ("priority, task.id", "due, task.id", "due, task.id", "due, task.id")
 _OPTIONS: Final = ("FULL", "NORMAL")
+_LOOK: Final = 250  # milliseconds between two looks where nothing can be watched
 _LATE: Final = "it was not done within its ttr"
 _DEAD: Final = "the process that had reserved it has ended"
 
@@ -62,6 +68,7 @@ class SqliteBroker(Broker):
         self._names: dict[int, str] = {}
         self._owner = myself()
         self._watch: inotify.Watch | None = None
+        self._silent = -1  # in place of a watch that cannot be had: never readable
         self._is_announced = False
         self._forget_boot()
 
@@ -152,9 +159,18 @@ class SqliteBroker(Broker):
                 connection.execute("UPDATE counter SET boot=?", (boot,))
 
     def watch(self) -> int:
-        if self._watch is None:
-            self._watch = inotify.Watch(f"{self._database.path}-wal", inotify.IN_MODIFY)
-        return self._watch.fd
+        if self._watch is not None:
+            return self._watch.fd
+        if self._silent < 0:
+            try:
+                self._watch = inotify.Watch(f"{self._database.path}-wal", inotify.IN_MODIFY)
+                return self._watch.fd
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENOSPC):
+                    raise BrokerError(f"watch {self._database.path}-wal: {error.strerror}") from error
+                log.warning("no inotify instance is left (fs.inotify.max_user_instances): %s is looked at", self.url)
+                self._silent = os.eventfd(0, os.EFD_CLOEXEC)
+        return self._silent
 
     def drain(self) -> None:
         if self._watch is not None and self._watch.wait(0):
@@ -167,6 +183,8 @@ class SqliteBroker(Broker):
         left = [due - wall for due in (delayed, paused) if due is not None]
         if reserved is not None:
             left.append(reserved - _monotonic())
+        if self._silent >= 0:
+            left.append(_LOOK)
         return max(min(left), 0) / 1000 if left else None
 
     def kick(self, queue: str, bound: int) -> int:
@@ -251,6 +269,8 @@ class SqliteBroker(Broker):
                 connection.execute(sql.RENOUNCE, (self._owner,))
         if self._watch is not None:
             self._watch.close()
+        if self._silent >= 0:
+            os.close(self._silent)
         self._database.close()
 
     def _find(self, connection: sqlite3.Connection, queue: str) -> int | None:
