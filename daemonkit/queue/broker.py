@@ -137,6 +137,7 @@ class Exchange(NamedTuple):
 
     reserved: list[Reservation]
     lost: list[Reservation]  # those whose outcome came too late: they are no longer ours
+    due: float | None = None  # seconds until something is ready by itself; None: nothing will be
 
 
 class Broker(abc.ABC):

@@ -58,7 +58,7 @@ class Run:
         self.child: Child
         self.touch_at = now + reservation.ttr / TOUCHES
         self.due = math.inf if policy.timeout is None else now + policy.timeout
-        self.kind = 0  # what its process has said: errand.DONE, FAILED, REFUSED; 0: nothing
+        self.kind = 0  # what its process has said: errand.DONE, FAILED; 0: nothing
         self.reason = ""  # why it has failed
         self.is_given_back = False  # it is ended because the daemon stops
         self.is_ours = True
@@ -103,6 +103,7 @@ class Consumer:
             take_title(f"{title}: fork server")
             ours.close()
             self._stop.close()
+            errands.rehearse()
 
         self._server, wire = fork_server(errands.enter, prepare)
         theirs.close()
@@ -133,17 +134,31 @@ class Consumer:
         poll.register(self._results.fileno(), select.POLLIN)
         wire = self._children.wire
         poll.register(wire.fileno(), select.POLLIN | (select.POLLOUT if wire.is_waiting else 0))
-        if self._broker and self._room():
-            poll.register(self._broker.watch(), select.POLLIN)
+        broker_fd = self._broker_fd()
+        if broker_fd is not None:
+            poll.register(broker_fd, select.POLLIN)
         ends = (self._look_at, math.inf if self._end is None else self._end)
         due = min((*ends, *(min(run.touch_at, run.due) for run in self._runs.values())))
         left = None if due == math.inf else max(due - time.monotonic(), 0.0)
         ready = {fd for fd, _ in poll.poll(None if left is None else left * 1000 + 0.999)}
         if self._stop.fileno() in ready:
             self._stop.drain()
-        if self._broker and self._broker.watch() in ready:
-            self._broker.drain()
+        if self._broker and broker_fd in ready:
             self._look_at = 0.0
+            try:
+                self._broker.drain()
+            except BrokerError as error:
+                self._wait_for_broker(error, time.monotonic())
+
+    def _broker_fd(self) -> int | None:
+        """What tells of new tasks; None while none could be taken, or there is no broker."""
+        if self._broker is None or self._retry or not self._room():
+            return None
+        try:
+            return self._broker.watch()
+        except BrokerError as error:
+            self._wait_for_broker(error, time.monotonic())
+            return None
 
     def _room(self) -> int:
         return 0 if self._stop.is_set() else self._settings.concurrency - len(self._runs)
@@ -169,7 +184,6 @@ class Consumer:
             outcomes, rooms = self._outcomes, self._rooms()
             found = self._broker.exchange(outcomes, rooms if room else {}, room)
             self._outcomes = []
-            due = self._broker.next_due(rooms)
         except BrokerError as error:
             self._wait_for_broker(error, now)
             return
@@ -179,7 +193,7 @@ class Consumer:
         for reservation in found.reserved:
             self._begin(reservation)
         is_full = len(found.reserved) >= room
-        self._look_at = math.inf if is_full or due is None else now + due
+        self._look_at = math.inf if is_full or found.due is None else now + found.due
         if found.reserved and not is_full:
             self._look_at = now  # another queue may have had room for more
 
@@ -205,6 +219,7 @@ class Consumer:
         try:
             call = payload.decode(reservation.body)
             name = call.name_among(self._tasks)
+            self._tasks[name].check(call)
         except PayloadError as error:
             self._bury(reservation, str(error))
             return
@@ -237,8 +252,6 @@ class Consumer:
             return
         if run.kind == errand.DONE:
             self._outcomes.append(Delete(run.reservation))
-        elif run.kind == errand.REFUSED:
-            self._bury(run.reservation, run.reason)
         elif run.is_given_back:
             self._outcomes.append(Release(run.reservation))
         else:

@@ -95,12 +95,13 @@ class RedisBroker(Broker):
         for queue, most in room.items():
             arguments += [queue, most, DEFAULT_PRIORITY, _ms(DEFAULT_TTR)]
         self._is_in_doubt = True
-        lost, found, _ = self._run(scripts.EXCHANGE, arguments)
+        lost, found, due = self._run(scripts.EXCHANGE, arguments)
         self._is_in_doubt = False
         for outcome in outcomes:
             if not isinstance(outcome, Touch):
                 self._held.pop(str(outcome.reservation.token), None)
-        return Exchange([self._reservation(*each) for each in found], [outcomes[n - 1].reservation for n in lost])
+        reserved = [self._reservation(*each) for each in found]
+        return Exchange(reserved, [outcomes[n - 1].reservation for n in lost], None if due < 0 else due / 1000)
 
     def _reservation(self, *values: Any) -> Reservation:
         queue, id, token, body, priority, ttr, failures = values

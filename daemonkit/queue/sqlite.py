@@ -84,11 +84,12 @@ class SqliteBroker(Broker):
         outcomes = tuple(outcomes)
         wanted = [(queue, min(most, count)) for queue, most in room.items() if min(most, count) > 0]
         if not outcomes and not self._has_some([queue for queue, _ in wanted]):
-            return Exchange([], [])
+            return Exchange([], [], self.next_due(room))
         with self._database.writing() as connection:
             lost = [outcome.reservation for outcome in outcomes if not _settle(connection, outcome)]
             reserved = self._reserve(connection, wanted, count) if wanted else []
-        return Exchange(reserved, lost)
+            due = self._next_due(connection)
+        return Exchange(reserved, lost, due)
 
     def _has_some(self, queues: list[str]) -> bool:
         """Whether a transaction is worth it: an idle look must not write."""
@@ -177,9 +178,12 @@ class SqliteBroker(Broker):
             self._database.await_writer()
 
     def next_due(self, queues: Iterable[str]) -> float | None:
-        wall = _wall()
         with self._database.reading() as connection:
-            delayed, reserved, paused = connection.execute(sql.EARLIEST, (wall,)).fetchone()
+            return self._next_due(connection)
+
+    def _next_due(self, connection: sqlite3.Connection) -> float | None:
+        wall = _wall()
+        delayed, reserved, paused = connection.execute(sql.EARLIEST, (wall,)).fetchone()
         left = [due - wall for due in (delayed, paused) if due is not None]
         if reserved is not None:
             left.append(reserved - _monotonic())

@@ -94,14 +94,13 @@ class Task(Generic[P, R]):
         """
         return self._put([self._split(call) for call in calls], delay, priority, ttr, None)
 
-    def call_for(self, call: payload.Call) -> Callable[[], R]:
-        """The call that a body asks for.
+    def check(self, call: payload.Call) -> None:
+        """See that the function can be called as a body asks for.
 
         Raises:
-            PayloadError: the function does not take such arguments.
+            PayloadError: it does not take such arguments.
         """
         self._bind(call.args, call.kwargs, PayloadError, self.name)
-        return functools.partial(self.function, *call.args, **call.kwargs)
 
     def __reduce__(self) -> str:
         return str(getattr(self.function, "__qualname__", self.name))  # as the function itself would be pickled

@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from brokers import redis_server
 from harness import PATIENCE, Box, await_end
 
-from daemonkit.queue.broker import NewTask, State, Task
+from daemonkit.queue.broker import Broker, NewTask, State, Task
+from daemonkit.queue.connect import connect
 from daemonkit.queue.sqlite import SqliteBroker
 
 JSON = "arguments are sent as JSON: text, numbers, True, False, None, lists and dicts"
@@ -75,6 +77,14 @@ class Mailer:
             assert time.monotonic() < until, self.broker.stats()
             select.select([fd], [], [], PATIENCE)
             self.broker.drain()
+
+    def await_broker_of(self, broker: Broker, look: Callable[[], bool]) -> None:
+        """The same, of another broker."""
+        fd, until = broker.watch(), time.monotonic() + PATIENCE
+        while not look():
+            assert time.monotonic() < until, broker.stats()
+            select.select([fd], [], [], 0.1)  # a deletion wakes nobody
+            broker.drain()
 
     def await_empty(self) -> None:
         self.await_broker(lambda: not self.broker.stats())
@@ -505,3 +515,27 @@ def test_a_wrong_broker_is_told_in_a_sentence(box: Box, make: Make) -> None:
     mailer = make("@task\ndef say(): pass\n", "--broker", "sqlight:/tmp/x")
     mailer.start()
     box.await_log("broker 'sqlight:/tmp/x': did you mean sqlite:?")
+
+
+def test_row_30_a_redis_that_is_killed_and_comes_again_loses_nothing_that_was_accepted(
+    box: Box, make: Make, tmp_path: Path
+) -> None:
+    options = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
+    (tmp_path / "redis").mkdir()
+    with redis_server(tmp_path / "redis", *options) as server:
+        mailer = make("@task\ndef say(n): note('said', n)\n", "--broker", server.url, "--concurrency", "2")
+        broker = connect(server.url)
+        broker.put_many("default", [NewTask(call("say", n)) for n in range(40)])
+        mailer.start()
+        mailer.await_out("said", 5)
+        server.kill()
+        box.await_log("is the server running?; tried again until it can be reached")
+        broker.close()
+        server.start()
+        server.command("LPUSH", "default", call("say", 40).decode())
+        for n in range(41):
+            mailer.await_out(f"said {n}\n")
+        broker = connect(server.url)
+        mailer.await_broker_of(broker, lambda: not broker.stats())
+        broker.close()
+        assert box.call("kill", "beat").returncode == 0
