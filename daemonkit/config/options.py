@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeVar, cast, overload
 
 from daemonkit.core.duration import positive_seconds, seconds
+from daemonkit.core.size import in_bytes
 from daemonkit.errors import UsageError
 
 T = TypeVar("T")
@@ -121,6 +122,15 @@ def _count(value: object, what: str) -> int:
     return value
 
 
+def _size(value: object, what: str) -> int:
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    try:
+        return in_bytes(value, what, 0)
+    except UsageError:
+        _refuse(what, value, 'not a number of bytes, or text such as "200M", "1G"')
+
+
 def _octal(value: object, what: str) -> int:
     if isinstance(value, str):
         digits = value.strip().removeprefix("0o")
@@ -171,6 +181,7 @@ SECONDS: Final = Kind("seconds", "SECONDS", 'seconds, or text such as "90s", "5m
 BOUND: Final = Kind("seconds", "SECONDS", 'seconds above 0, or text such as "90s", "5m"', _bound)
 SCHEDULE: Final = Kind("schedule", "SCHEDULE", "SIGNAL/SECONDS/...", parse_stop_schedule)
 COUNT: Final = Kind("integer", "N", "", _count)
+SIZE: Final = Kind("size", "SIZE", 'bytes, or text such as "200M", "1G"', _size)
 POLICY: Final = Kind("policy", "POLICY", "|".join(POLICIES), _policy)
 LEVEL: Final = Kind("level", "LEVEL", "|".join(LEVELS), _level)
 
@@ -259,6 +270,9 @@ class Options:
     )
     concurrency: Option[int | None] = Option(
         COUNT, None, "Tasks that run at the same time (default: one per processor).", late=True
+    )
+    min_free_memory: Option[int] = Option(
+        SIZE, "64M", "No task is begun while less memory than this is free, in the machine or the cgroup.", late=True
     )
     fork_guard: Option[str] = Option(
         POLICY, "close", "What children do with connections that the script opened at its import.", late=True

@@ -21,6 +21,7 @@ def add_consumer(script: Script, name: str, options: Options, sink: Sink) -> Non
         options.broker,
         options.concurrency or len(os.sched_getaffinity(0)),
         options.graceful_timeout,
+        options.min_free_memory,
         sink.become,
         tuple(script.handlers.get("fork", ())),
     )

@@ -8,10 +8,10 @@ from typing import Any, Final, TypeGuard
 
 from daemonkit.config.options import parse_stop_schedule
 from daemonkit.core.duration import positive_seconds
+from daemonkit.core.size import in_bytes
 from daemonkit.errors import UsageError
 from daemonkit.processes.worker import MOST, Recycling, Restarts, Worker
 
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 _SPECIAL: Final = 0x04 | 0x08 | 0x20 | 0x80 | 0x100 | 0x200  # code flags: *args, **kwargs, generators, coroutines
 
 
@@ -71,7 +71,7 @@ def worker(
         Recycling(
             None if max_tasks is None else _count(max_tasks, f"{what}, max_tasks"),
             _time(max_age, f"{what}, max_age"),
-            None if max_rss is None else _size(max_rss, f"{what}, max_rss"),
+            None if max_rss is None else in_bytes(max_rss, f"{what}, max_rss"),
             _share(recycle_jitter, f"{what}, recycle_jitter"),
         ),
         _restarts(what, max_restarts, restart_window, backoff, max_backoff),
@@ -178,14 +178,3 @@ def _share(value: Any, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise UsageError(f"{what}={value!r} must be a number from 0 to 1")
     return float(value)
-
-
-def _size(value: Any, what: str) -> int:
-    if isinstance(value, str):
-        number, unit = value.strip().upper().removesuffix("B"), 1
-        if number and number[-1] in _UNITS:
-            number, unit = number[:-1], _UNITS[number[-1]]
-        value = int(number) * unit if number.strip().isdecimal() else value
-    if type(value) is not int or value < 1:
-        raise UsageError(f'{what}={value!r} must be a number of bytes, or text such as "200M", "1G"')
-    return value

@@ -23,7 +23,8 @@ from daemonkit.processes.receipt import Receipt
 from daemonkit.processes.wire import Closed, DescriptorsLost, Message, Wire, pair
 from daemonkit.processes.worker import StopFlag, Worker
 from daemonkit.queue import errand, payload
-from daemonkit.queue.broker import Broker, Bury, Delete, Outcome, Release, Reservation, Touch
+from daemonkit.queue.admission import SHOWN, Admission
+from daemonkit.queue.broker import Broker, Bury, Delete, Exchange, Outcome, Release, Reservation, Touch
 from daemonkit.queue.connect import connect
 from daemonkit.queue.declare import Policy
 from daemonkit.queue.task import Task
@@ -43,6 +44,7 @@ class Settings(NamedTuple):
     broker: str
     concurrency: int
     graceful_timeout: float
+    min_free_memory: int  # bytes
     become: Callable[[str], None]  # lets the log know what this process is now
     hooks: tuple[Callable[[], Any], ...]  # to be run in each child first
 
@@ -50,12 +52,24 @@ class Settings(NamedTuple):
 class Run:
     """A task that is being done."""
 
-    __slots__ = ("child", "due", "is_given_back", "is_ours", "kind", "policy", "reason", "reservation", "touch_at")
+    __slots__ = (
+        "began",
+        "child",
+        "due",
+        "is_given_back",
+        "is_ours",
+        "kind",
+        "policy",
+        "reason",
+        "reservation",
+        "touch_at",
+    )
 
     def __init__(self, reservation: Reservation, policy: Policy, now: float) -> None:
         self.reservation = reservation
         self.policy = policy
         self.child: Child
+        self.began = now
         self.touch_at = now + reservation.ttr / TOUCHES
         self.due = math.inf if policy.timeout is None else now + policy.timeout
         self.kind = 0  # what its process has said: errand.DONE, FAILED; 0: nothing
@@ -77,6 +91,7 @@ class Consumer:
         self._outcomes: list[Outcome] = []  # not told yet
         self._retry = 0.0  # seconds; 0: the broker can be reached
         self._look_at = 0.0  # when the broker is to be asked again (monotonic seconds)
+        self._admission = Admission(settings.min_free_memory)
         self._end: float | None = None  # when what is left is to be given back; None: there is no stop
 
     def run(self) -> None:
@@ -178,11 +193,13 @@ class Consumer:
         if not self._outcomes and now < self._look_at:
             return
         room = self._room()
+        ages = [(run.child.pid, now - run.began) for run in self._runs.values()]
+        allowed = min(room, self._admission.room(ages)) if room else 0
         try:
             if self._broker is None:
                 self._broker = self._connect()
             outcomes, rooms = self._outcomes, self._rooms()
-            found = self._broker.exchange(outcomes, rooms if room else {}, room)
+            found = self._broker.exchange(outcomes, rooms if allowed else {}, allowed)
             self._outcomes = []
         except BrokerError as error:
             self._wait_for_broker(error, now)
@@ -192,10 +209,18 @@ class Consumer:
             self._lose(reservation)
         for reservation in found.reserved:
             self._begin(reservation)
-        is_full = len(found.reserved) >= room
-        self._look_at = math.inf if is_full or found.due is None else now + found.due
-        if found.reserved and not is_full:
-            self._look_at = now  # another queue may have had room for more
+        if allowed < room and len(found.reserved) >= allowed:
+            self._look_at = now + SHOWN
+        else:
+            self._look_at = self._next_look(found, room, now)
+
+    def _next_look(self, found: Exchange, room: int, now: float) -> float:
+        """When to ask for more, if nobody says before that there is more."""
+        if len(found.reserved) >= room:
+            return math.inf  # the next end of a task makes room
+        if found.reserved:
+            return now  # another queue may have had room for more
+        return math.inf if found.due is None else now + found.due
 
     def _connect(self) -> Broker:
         broker = connect(self._settings.broker)
@@ -248,6 +273,7 @@ class Consumer:
         self._read()  # its last words were sent before its end was told
         run = self._runs.pop(row.id)
         self._look_at = 0.0
+        self._admission.learn(receipt.max_rss)
         if not run.is_ours:
             return
         if run.kind == errand.DONE:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -403,6 +404,39 @@ def test_what_other_languages_push_is_taken_as_they_write_it(box: Box, make: Mak
     mailer.start()
     lines = mailer.await_out("\n", 5)
     assert sorted(lines) == ["mail.send a 1", "mail.send b 2", "sms 9007199254740993", "sms c", "sms ä"]
+
+
+@pytest.fixture
+def small_box() -> Iterator[Path]:
+    """A memory cgroup with 150 MB, of either version."""
+    is_new = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    path = Path("/sys/fs/cgroup" if is_new else "/sys/fs/cgroup/memory") / f"test-{uuid.uuid4().hex}"
+    try:
+        path.mkdir()
+        (path / ("memory.max" if is_new else "memory.limit_in_bytes")).write_text("150000000")
+    except OSError as error:
+        pytest.skip(f"no memory cgroup can be made: {error}")
+    yield path
+    path.rmdir()
+
+
+def memory_kills(group: Path) -> int:
+    events = group / "memory.events" if (group / "memory.events").exists() else group / "memory.oom_control"
+    return int(events.read_text().split("oom_kill ")[1].split()[0])
+
+
+def test_row_32_no_task_begins_for_which_there_is_no_memory(box: Box, make: Make, small_box: Path) -> None:
+    mailer = make("@task(max_retries=0)\ndef fat(): x = bytearray(10_000_000); time.sleep(0.3); note('done')\n")
+    mailer.broker.put_many("default", [NewTask(call("fat"))] * 30)
+    options = ("--concurrency", "100", "--min-free-memory", "40M", str(box.path / "beat.py"))
+    enter = f'echo $$ > {small_box}/cgroup.procs && exec "$@"'
+    started = subprocess.run(["sh", "-c", enter, "-", *box.command("start", *options)], env=box.environ, check=False)
+    assert started.returncode == 0
+    mailer.await_out("done", 30)
+    mailer.await_empty()
+    assert memory_kills(small_box) == 0
+    assert "no task is begun until there is memory" in box.log.read_text()
+    assert box.call("kill", "beat").returncode == 0
 
 
 def test_no_more_run_at_once_than_may_of_each_queue_and_in_all(box: Box, make: Make, gate: Gate) -> None:
