@@ -28,6 +28,7 @@
     │   └── BrokerFull        (OSError)           ... for want of room on its disk or in its memory
     ├── NoSuchTask            (LookupError)       the broker has no such task, or not in such a state
     ├── PayloadError          (ValueError)        a task's body is none that a declared task can be called with
+    ├── TaskFailed            (RuntimeError)      a task whose result is wanted has failed for good
     ├── TaskTimeout           (TimeoutError)      raised in a task whose soft_timeout is up
     ├── ChannelClosed         (EOFError)          the other end of a channel is closed
     └── IpcError              (OSError)           a System V object cannot be made, found or used
@@ -188,6 +189,10 @@ class NoSuchTask(DaemonkitError, LookupError):
 
 class PayloadError(DaemonkitError, ValueError):
     """A task's body is no JSON, names no declared task, or has arguments that this does not take."""
+
+
+class TaskFailed(DaemonkitError, RuntimeError):
+    """The task whose result is wanted is buried; the message is the reason."""
 
 
 class TaskTimeout(DaemonkitError, TimeoutError):

@@ -338,6 +338,8 @@ def _as_text(task: Task) -> str:
         f"  reserved {task.reserves}, released {task.releases}, timed out {task.timeouts}, buried {task.buries}, "
         f"kicked {task.kicks}, failures {task.failures}",
     ]
+    if task.progress:
+        lines.append(f"  progress: {task.progress}")
     if task.reason:
         lines += ["  " + line for line in f"reason: {task.reason}".splitlines()]
     try:

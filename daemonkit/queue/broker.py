@@ -60,9 +60,11 @@ class Reservation(NamedTuple):
 
 
 class Delete(NamedTuple):
-    """It is done."""
+    """It is done; its result, if there is one, is kept for a while."""
 
     reservation: Reservation
+    result: bytes | None = None
+    keep: float = 0.0  # seconds
 
 
 class Release(NamedTuple):
@@ -85,6 +87,7 @@ class Touch(NamedTuple):
     """It is being worked on: its ttr begins anew."""
 
     reservation: Reservation
+    progress: str | None = None  # how far it has come; None: as before
 
 
 Outcome = Delete | Release | Bury | Touch
@@ -109,6 +112,7 @@ class Task(NamedTuple):
     failures: int
     reason: str | None  # of the last failure
     owner: str | None  # who has reserved it
+    progress: str | None  # how far it has come, in its own words
 
 
 class QueueStats(NamedTuple):
@@ -215,6 +219,10 @@ class Broker(abc.ABC):
     @abc.abstractmethod
     def peek_state(self, queue: str, state: State, count: int = 1) -> list[Task]:
         """The first tasks in ``state``: those that will leave it first; of buried ones those that were buried first."""
+
+    @abc.abstractmethod
+    def result(self, id: str) -> bytes | None:
+        """The result of a task that is done, while it is kept; ``watch`` tells also of results that come."""
 
     @abc.abstractmethod
     def stats(self) -> list[QueueStats]:

@@ -24,16 +24,14 @@ from daemonkit.processes.wire import Closed, DescriptorsLost, Message, Wire, pai
 from daemonkit.processes.worker import StopFlag, Worker
 from daemonkit.queue import errand, payload
 from daemonkit.queue.admission import SHOWN, Admission
-from daemonkit.queue.broker import Broker, Bury, Delete, Exchange, Outcome, Release, Reservation, Touch
+from daemonkit.queue.broker import Broker, Bury, Delete, Exchange, Outcome, Release, Reservation
 from daemonkit.queue.connect import connect
-from daemonkit.queue.declare import Policy
+from daemonkit.queue.run import Run
 from daemonkit.queue.task import Task
 
 log = logging.getLogger("daemonkit.queue")
 
 LAST_WORDS: Final = 1.0  # seconds before graceful_timeout is up, in which what is not done is given back
-TOUCHES: Final = 3  # within a ttr
-REASON: Final = 20_000  # characters of a failure that are kept
 _RETRY: Final = (0.1, 30.0)  # seconds between two tries of a broker that cannot be reached: the first, doubled up to
 
 
@@ -47,35 +45,6 @@ class Settings(NamedTuple):
     min_free_memory: int  # bytes
     become: Callable[[str], None]  # lets the log know what this process is now
     hooks: tuple[Callable[[], Any], ...]  # to be run in each child first
-
-
-class Run:
-    """A task that is being done."""
-
-    __slots__ = (
-        "began",
-        "child",
-        "due",
-        "is_given_back",
-        "is_ours",
-        "kind",
-        "policy",
-        "reason",
-        "reservation",
-        "touch_at",
-    )
-
-    def __init__(self, reservation: Reservation, policy: Policy, now: float) -> None:
-        self.reservation = reservation
-        self.policy = policy
-        self.child: Child
-        self.began = now
-        self.touch_at = now + reservation.ttr / TOUCHES
-        self.due = math.inf if policy.timeout is None else now + policy.timeout
-        self.kind = 0  # what its process has said: errand.DONE, FAILED; 0: nothing
-        self.reason = ""  # why it has failed
-        self.is_given_back = False  # it is ended because the daemon stops
-        self.is_ours = True
 
 
 class Consumer:
@@ -138,6 +107,7 @@ class Consumer:
             self._children.wire.flush()
         except (ForkServerLost, BrokenPipeError, ConnectionResetError):
             raise SystemExit("the consumer's fork server has ended") from None  # our successor gets what is ours back
+        self._read()
         now = time.monotonic()
         self._expire(now)
         self._touch(now)
@@ -277,7 +247,8 @@ class Consumer:
         if not run.is_ours:
             return
         if run.kind == errand.DONE:
-            self._outcomes.append(Delete(run.reservation))
+            keep = run.policy.keep_result
+            self._outcomes.append(Delete(run.reservation, run.words if keep else None, keep))
         elif run.is_given_back:
             self._outcomes.append(Release(run.reservation))
         else:
@@ -285,14 +256,13 @@ class Consumer:
 
     def _fail(self, run: Run, receipt: Receipt) -> None:
         reservation, policy = run.reservation, run.policy
-        words, _, trace = run.reason.partition("\n")
-        why = f"{words} ({receipt})" if words else str(receipt)
-        reason = f"{why}\n{trace}".rstrip()[:REASON]
+        reason = run.reason(receipt)
         attempt = reservation.failures + 1
         if attempt > policy.max_retries:
             self._bury(reservation, reason)
             return
-        delay = backoff(policy, reservation.failures, random.random())
+        why, _, trace = reason.partition("\n")
+        delay = policy.wait(reservation.failures, random.random())
         what = f"attempt {attempt} of {policy.max_retries + 1}, again in {delay:.1f} s"
         log.warning("task %s of %s: %s; %s%s", reservation.id, reservation.queue, why, what, trace and f"\n{trace}")
         self._outcomes.append(Release(reservation, delay, reason))
@@ -305,14 +275,19 @@ class Consumer:
                 return
             if message is None:
                 return
-            if run := self._runs.get(message.id):
-                run.kind, run.reason = message.kind, bytes(message.payload).decode(errors="replace")
+            run = self._runs.get(message.id)
+            if run is None:
+                continue
+            if message.kind == errand.PROGRESS:
+                run.tell(bytes(message.payload).decode(errors="replace"), time.monotonic())
+            else:
+                run.kind, run.words = message.kind, bytes(message.payload)
 
     def _expire(self, now: float) -> None:
         """Kill what takes too long, and all when the time to finish is up."""
         for run in self._runs.values():
             if run.due <= now:
-                run.due, run.reason = math.inf, f"took longer than its timeout, {run.policy.timeout:g} s"
+                run.due, run.words = math.inf, f"took longer than its timeout, {run.policy.timeout:g} s".encode()
                 run.child.kill_tree()
         if self._end is not None and self._end <= now:
             self._end = math.inf
@@ -323,8 +298,7 @@ class Consumer:
     def _touch(self, now: float) -> None:
         for run in self._runs.values():
             if run.touch_at <= now and run.is_ours:
-                self._outcomes.append(Touch(run.reservation))
-                run.touch_at = now + run.reservation.ttr / TOUCHES
+                self._outcomes.append(run.touch(now))
 
     def _lose(self, reservation: Reservation) -> None:
         """Somebody else may have it by now: end what is still being done for it."""
@@ -333,12 +307,6 @@ class Consumer:
             if run.reservation is reservation:
                 run.is_ours = False
                 run.child.kill_tree()
-
-
-def backoff(policy: Policy, failures: int, chance: float) -> float:
-    """Seconds until the next attempt, after ``failures`` earlier ones; ``chance``, 0 to 1, spreads them a little."""
-    delay = min(policy.backoff * 2.0 ** min(failures, 60), policy.max_backoff)
-    return delay * (0.9 + 0.2 * chance)
 
 
 def worker(tasks: Mapping[str, Task[..., Any]], settings: Settings) -> Worker:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import NamedTuple
 
 from daemonkit.errors import UsageError
@@ -42,11 +44,28 @@ class CurrentTask:
         """1 for the first attempt, and one more after each failure."""
         return _running().attempt
 
+    def progress(self, value: object) -> None:
+        """Say how far the task has come; ``daemonkit queue peek`` and ``handle.progress()`` show it.
 
-def begin(task: Running) -> None:
-    """Let ``current_task`` be ``task``."""
-    global _task
-    _task = task
+        Args:
+            value: what JSON has; of several within a second the last one counts.
+
+        Raises:
+            UsageError: it is nothing that JSON has.
+        """
+        _running()
+        try:
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(f"progress: {error}; it is told as JSON") from None
+        if _tell is not None:
+            _tell(text)
+
+
+def begin(task: Running, tell: Callable[[str], object]) -> None:
+    """Let ``current_task`` be ``task``, whose progress ``tell`` tells."""
+    global _task, _tell
+    _task, _tell = task, tell
 
 
 def _running() -> Running:
@@ -56,4 +75,5 @@ def _running() -> Running:
 
 
 _task: Running | None = None
+_tell: Callable[[str], object] | None = None
 current_task = CurrentTask()

@@ -28,6 +28,12 @@ class Policy(NamedTuple):
     soft_timeout: float | None  # then TaskTimeout is raised in it
     concurrency: int | None  # processes of the queue at once; None: as many as all tasks may be
     unique: bool  # no two with the same arguments are in the queue
+    keep_result: float  # seconds for which what it returns is kept; 0: not at all
+
+    def wait(self, failures: int, chance: float) -> float:
+        """Seconds until the next attempt, after ``failures`` earlier ones; ``chance``, 0 to 1, spreads them."""
+        delay = min(self.backoff * 2.0 ** min(failures, 60), self.max_backoff)
+        return delay * (0.9 + 0.2 * chance)
 
 
 def policy(
@@ -43,6 +49,7 @@ def policy(
     soft_timeout: float | str | None = None,
     concurrency: int | None = None,
     unique: bool = False,
+    keep_result: float | str = 0,
 ) -> Policy:
     """The options of ``@task``, checked.  Times are seconds, or text such as "90s", "5m".
 
@@ -58,6 +65,7 @@ def policy(
         timeout: a task that takes longer is killed, with all that it has started, and has failed.
         soft_timeout: after that time TaskTimeout is raised in it, so that it can tidy up.
         concurrency: so many of the queue's tasks run at the same time.
+        keep_result: what the function returns, which JSON must have, is kept so long for ``handle.result()``.
         unique: a put with the arguments of a task that is there, in whatever state, is no second task.
 
     Raises:
@@ -84,6 +92,7 @@ def policy(
         soft,
         None if concurrency is None else _count(concurrency, f"{what}, concurrency", 1),
         unique,
+        check_seconds(seconds(keep_result, what=f"{what}, keep_result"), f"{what}, keep_result"),
     )
 
 

@@ -22,6 +22,7 @@ from daemonkit.queue.task import Task
 _REHEARSALS: Final = 64
 DONE: Final = 1
 FAILED: Final = 2  # payload: the error in a line, then its traceback
+PROGRESS: Final = 3  # payload: how far it has come
 
 
 def request(name: str, reservation: Reservation, policy: Policy) -> bytes:
@@ -33,6 +34,7 @@ def request(name: str, reservation: Reservation, policy: Policy) -> bytes:
         "token": reservation.token,
         "attempt": reservation.failures + 1,
         "soft_timeout": policy.soft_timeout,
+        "keeps": policy.keep_result > 0,
     }
     return json.dumps(head).encode() + b"\n" + reservation.body
 
@@ -77,14 +79,17 @@ class Errands:
         try:
             for hook in self._hooks:
                 hook()
-            current.begin(current.Running(asked["queue"], asked["id"], asked["token"], asked["attempt"]))
+            running = current.Running(asked["queue"], asked["id"], asked["token"], asked["attempt"])
+            current.begin(running, lambda text: self._results.send(PROGRESS, number, text.encode()))
             with _limit(asked["soft_timeout"]):
-                self._tasks[asked["name"]].function(*call.args, **call.kwargs)
+                result = self._tasks[asked["name"]].function(*call.args, **call.kwargs)
+            words = payload.encode_result(result) if asked["keeps"] else b""
         except BaseException as error:  # noqa: BLE001 - the consumer's to log, and to try again
             if not isinstance(error, SystemExit) or error.code:
                 self._results.send(FAILED, number, _failure(error))
                 sys.exit(child.FAILED)
-        self._results.send(DONE, number)
+            words = b"null"
+        self._results.send(DONE, number, words)
 
 
 @contextlib.contextmanager

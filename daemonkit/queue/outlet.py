@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from daemonkit.config import load
@@ -32,10 +33,21 @@ class Outlet:
             UsageError: the broker's URL, or a task, cannot be meant.
             BrokerError: the broker cannot be reached, or refuses.
         """
+        with self.broker() as broker:
+            return broker.put_many(queue, tasks)
+
+    @contextlib.contextmanager
+    def broker(self) -> Iterator[Broker]:
+        """The connection, for as long as the block lasts ours alone.
+
+        Raises:
+            UsageError: the broker's URL cannot be meant.
+            BrokerError: it cannot be reached.
+        """
         with self._lock:
             if self._broker is None:
                 self._broker = connect(self._find_url())
-            return self._broker.put_many(queue, tasks)
+            yield self._broker
 
     def _forsake(self) -> None:
         self._lock = threading.Lock()

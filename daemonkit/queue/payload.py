@@ -48,6 +48,18 @@ def encode(name: str, args: Collection[Any], kwargs: dict[str, Any]) -> bytes:
         ) from None
 
 
+def encode_result(value: object) -> bytes:
+    """What a task has returned, as JSON.
+
+    Raises:
+        PayloadError: JSON has no such thing.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PayloadError(f"the result cannot be kept: {error}; results are kept as JSON") from None
+
+
 def decode(body: bytes) -> Call:
     """What ``body`` asks for; nothing of it is looked up or executed.
 

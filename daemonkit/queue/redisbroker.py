@@ -149,7 +149,8 @@ class RedisBroker(Broker):
         return sorted((owner.decode(), *json.loads(words)) for owner, words in found.items())
 
     def watch(self) -> int:
-        return self._connection.listen([self._key("wake", ""), *self._queues])
+        kinds = ["wake"] if self._queues else ["wake", "result"]  # a consumer waits for nobody's
+        return self._connection.listen([*(self._key(kind, "") for kind in kinds), *self._queues])
 
     def drain(self) -> None:
         self._connection.hear()
@@ -209,6 +210,12 @@ class RedisBroker(Broker):
             if state is not None:
                 tasks.append(_task(id, state, places[state], values, now))
         return tasks
+
+    def result(self, id: str) -> bytes | None:
+        if not _is_id(id):
+            return None
+        found: bytes | None = self._do(lambda client: client.get(self._key("result", id)))
+        return found or None
 
     def stats(self) -> list[QueueStats]:
         queues = self._all_queues()
@@ -313,9 +320,12 @@ _FSYNC: Final = {
 
 def _words(outcome: Outcome) -> list[Any]:
     reservation = outcome.reservation
-    what, delay, reason, priority = "touch", 0.0, "", ""
+    what, delay, priority = "touch", 0.0, ""
+    reason: str | bytes = (outcome.progress if isinstance(outcome, Touch) else None) or ""
     if isinstance(outcome, Delete):
         what = "delete"
+        if outcome.result is not None:
+            delay, reason = outcome.keep, outcome.result
     elif isinstance(outcome, Bury):
         what, reason = "bury", outcome.reason
     elif isinstance(outcome, Release):
@@ -329,7 +339,7 @@ def _task(id: str, state: State, score: float, values: Mapping[bytes, bytes], no
     def number(name: bytes) -> int:
         return int(values.get(name, b"0"))
 
-    reason, owner = values.get(b"reason"), values.get(b"owner")
+    reason, owner, progress = (values.get(name) for name in (b"reason", b"owner", b"progress"))
     left = max(score - now, 0) / 1000 if state in (State.DELAYED, State.RESERVED) else None
     return Task(
         values[b"queue"].decode(),
@@ -348,6 +358,7 @@ def _task(id: str, state: State, score: float, values: Mapping[bytes, bytes], no
         number(b"failures"),
         reason.decode(errors="replace") if reason is not None else None,
         owner.decode() if owner is not None else None,
+        progress.decode(errors="replace") if progress is not None else None,
     )
 
 

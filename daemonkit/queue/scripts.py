@@ -83,7 +83,8 @@ wake(queue)
 return ids
 """
 
-# owner, count, reasons of a timeout, number of outcomes, of each: what, id, token, delay, reason, priority;
+# owner, count, reasons of a timeout, number of outcomes, of each: what, id, token, delay, words, priority;
+# the words are a result, which is kept for the delay, the reason of a failure, or how far it has come;
 # then of each queue: name, room, priority and ttr of what others push
 EXCHANGE: Final = """
 local owner, count, late, outcomes = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
@@ -99,14 +100,17 @@ for n = 1, outcomes do
     local queue = get(id, 'queue')
     if what == 'touch' then
       redis.call('ZADD', of('reserved', queue), 'XX', now + get(id, 'ttr'), wide(id))
+      if reason ~= '' then redis.call('HSET', task(id), 'progress', reason) end
     else
       let_go(queue, id)
       if what == 'delete' then
         drop(queue, id)
+        if delay > 0 then redis.call('SET', P .. 'result:' .. id, reason, 'PX', delay) end
       elseif what == 'bury' then
         fail(id, 'failures', reason)
         fail(id, 'buries')
         redis.call('ZADD', of('buried', queue), now, wide(id))
+        redis.call('SET', P .. 'result:' .. id, '', 'PX', 1)
       else
         fail(id, 'releases')
         if what == 'fail' then fail(id, 'failures', reason) end

@@ -230,6 +230,11 @@ class SqliteBroker(Broker):
             found = self._find(connection, check_queue(queue))
             return [_task(row) for row in connection.execute(where, (found, count)).fetchall()]
 
+    def result(self, id: str) -> bytes | None:
+        with self._database.reading() as connection:
+            row = connection.execute(sql.RESULT, (_id(id), _wall())).fetchone()
+        return None if row is None else bytes(row[0])
+
     def stats(self) -> list[QueueStats]:
         wall = _wall()
         with self._database.reading() as connection:
@@ -311,9 +316,13 @@ def _settle(connection: sqlite3.Connection, outcome: Outcome) -> bool:
         if not connection.execute(sql.DELETE, (id, token)).rowcount:
             return False
         connection.execute(sql.DELETE_BODY, (id,))
+        if outcome.result is not None:
+            wall = _wall()
+            connection.execute(sql.FORGET, (wall,))
+            connection.execute(sql.KEEP, (id, wall + _milliseconds(outcome.keep), outcome.result))
         return True
     if isinstance(outcome, Touch):
-        return connection.execute(sql.TOUCH, (_monotonic(), id, token)).rowcount > 0
+        return connection.execute(sql.TOUCH, (_monotonic(), outcome.progress, id, token)).rowcount > 0
     if isinstance(outcome, Bury):
         return connection.execute(sql.BURY, (_wall(), outcome.reason, id, token)).rowcount > 0
     state, due = (sql.DELAYED, _wall() + _milliseconds(outcome.delay)) if outcome.delay > 0 else (sql.READY, 0)
@@ -328,7 +337,7 @@ def _task(row: Sequence[Any]) -> Task:
     left = max(due - now(), 0) / 1000 if now else None
     age = max(_wall() - made, 0) / 1000
     counts = reserves, timeouts, releases, buries, kicks, failures
-    return Task(name, str(id), _STATES[state], body, priority, ttr / 1000, age, left, *counts, why[0], why[1])
+    return Task(name, str(id), _STATES[state], body, priority, ttr / 1000, age, left, *counts, *why)
 
 
 def _id(id: str) -> int:

@@ -45,8 +45,11 @@ CREATE TABLE task(
   failures INTEGER NOT NULL DEFAULT 0,
   made INTEGER NOT NULL,
   key TEXT,
-  reason TEXT);
+  reason TEXT,
+  progress TEXT);
 CREATE TABLE body(id INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE result(id INTEGER PRIMARY KEY, until INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE INDEX result_until ON result(until);
 CREATE TABLE consumer(owner TEXT PRIMARY KEY, queues TEXT NOT NULL, concurrency INTEGER NOT NULL);
 CREATE TABLE counter(token INTEGER NOT NULL, boot TEXT NOT NULL);
 INSERT INTO counter VALUES(0, '');
@@ -74,7 +77,10 @@ WHERE id=? AND state={RESERVED} AND token=?"""
 BURY: Final = f"""
 UPDATE task SET state={BURIED}, due=?, owner=NULL, buries=buries+1, failures=failures+1, reason=?
 WHERE id=? AND state={RESERVED} AND token=?"""
-TOUCH: Final = f"UPDATE task SET due=?+ttr WHERE id=? AND state={RESERVED} AND token=?"
+KEEP: Final = "INSERT OR REPLACE INTO result VALUES(?, ?, ?)"
+FORGET: Final = "DELETE FROM result WHERE id IN (SELECT id FROM result WHERE until<=? LIMIT 1000)"
+RESULT: Final = "SELECT body FROM result WHERE id=? AND until>?"
+TOUCH: Final = f"UPDATE task SET due=?+ttr, progress=coalesce(?, progress) WHERE id=? AND state={RESERVED} AND token=?"
 
 # Some at a time: whoever else wants to write waits meanwhile.
 EXPIRE: Final = f"""
@@ -121,7 +127,7 @@ BURY_TASK: Final = f"""
 UPDATE task SET state={BURIED}, due=?, buries=buries+1, reason=? WHERE id=? AND state IN ({READY}, {DELAYED})"""
 PEEK: Final = """
 SELECT name, task.id, state, body, priority, ttr, made, due, reserves, timeouts, releases, buries, kicks, failures,
-  reason, owner
+  reason, owner, progress
 FROM task JOIN queue ON queue.id=task.queue JOIN body ON body.id=task.id WHERE """
 COUNTS: Final = " UNION ALL ".join(  # each along its own index, without a look at the table
     f"SELECT queue, {state}, count(*) FROM task WHERE state={state} GROUP BY queue"

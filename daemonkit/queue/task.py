@@ -6,25 +6,19 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from daemonkit.errors import PayloadError, UsageError
 from daemonkit.queue import payload
 from daemonkit.queue.broker import NewTask
 from daemonkit.queue.declare import Policy, check_function
+from daemonkit.queue.handle import Handle
 
 if TYPE_CHECKING:
     from daemonkit.queue.outlet import Outlet
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Handle(NamedTuple):
-    """A task that was put."""
-
-    queue: str
-    id: str
 
 
 class Task(Generic[P, R]):
@@ -135,7 +129,7 @@ class Task(Generic[P, R]):
                     hashlib.sha256(body).hexdigest() if key is None and policy.unique else key,
                 )
             )
-        return [Handle(policy.queue, id) for id in self._outlet.put_many(policy.queue, made)]
+        return [Handle(self._outlet, policy.queue, id) for id in self._outlet.put_many(policy.queue, made)]
 
     def _bind(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], error: type[PayloadError] | type[UsageError], what: str

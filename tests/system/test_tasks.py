@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import fcntl
 import json
 import os
@@ -156,11 +157,11 @@ def test_what_a_producer_puts_before_the_daemon_runs_is_done_when_it_does(box: B
     )
     done = mailer.put(
         """
-        print(*beat.send_mail.put("a@b.c"), *beat.send_mail.put_many([("b", "yo"), {"to": "c"}]))
+        print(beat.send_mail.put("a@b.c"), *beat.send_mail.put_many([("b", "yo"), {"to": "c"}]))
         """
     )
     assert (done.stdout, done.stderr) == (
-        "mail 1 Handle(queue='mail', id='2') Handle(queue='mail', id='3')\n",
+        "Handle(queue='mail', id='1') Handle(queue='mail', id='2') Handle(queue='mail', id='3')\n",
         "",
     )
     mailer.start()
@@ -543,6 +544,73 @@ def test_a_reload_replaces_the_consumer_by_new_code_and_tasks_go_on(box: Box, ma
 def test_check_names_the_tasks_and_their_queues(box: Box) -> None:
     done = box.call("check", box.script("@task\ndef a(): pass\n@task('mail')\ndef b(): pass\n"))
     assert done.stdout == "beat: tasks a (queue default), b (queue mail); ready to start\n"
+
+
+RESULTS = """
+from daemonkit import current_task
+@task(keep_result="1h", max_retries=0, queue="sums")
+def add(a, b):
+    return {"sum": a + b, "large": "x" * 200_000 * (a == 7)}
+@task(keep_result=60, max_retries=0)
+def fail(): raise ValueError("no route")
+@task(keep_result=60, max_retries=0)
+def odd(): return {1, 2}
+@task
+def quiet(): return 5
+@task(keep_result=60)
+def slow(path):
+    current_task.progress({"half": True})
+    wait_for(path)
+"""
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "redis"])
+def test_results_are_kept_for_whom_asks_and_failures_are_told(
+    box: Box, make: Make, gate: Gate, tmp_path: Path, engine: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        if engine == "redis":
+            (tmp_path / "redis").mkdir()
+            server = stack.enter_context(redis_server(tmp_path / "redis"))
+            box.environ["DAEMONKIT_BROKER"] = server.url
+        mailer = make(RESULTS, "--concurrency", "4")
+        mailer.start()
+        done = mailer.put(
+            f"""
+            import time
+            from daemonkit.errors import DaemonkitError
+            def told(handle, timeout=30):
+                try:
+                    return handle.result(timeout)
+                except (DaemonkitError, TimeoutError) as error:
+                    return f"{{type(error).__name__}}: {{error}}".partition(" (pid")[0]
+            first = beat.add.put(1, 2)
+            print(told(first), told(first))
+            print(len(told(beat.add.put(7, 1))["large"]))
+            print(told(beat.fail.put()))
+            print(told(beat.odd.put()))
+            print(told(beat.quiet.put()))
+            slow = beat.slow.put({str(box.path / "gate")!r})
+            while slow.progress() is None:
+                time.sleep(0.01)
+            print(slow.state(), slow.progress(), told(slow, 0.01))
+            print(told(beat.add.put(1, 2, delay=60), 0))
+            """
+        )
+        assert done.stderr == ""
+        assert done.stdout.splitlines() == [
+            "{'sum': 3, 'large': ''} {'sum': 3, 'large': ''}",
+            "200000",
+            "TaskFailed: task 3 of default: ValueError: no route",
+            "TaskFailed: task 4 of default: PayloadError: the result cannot be kept: Object of type set is not JSON "
+            "serializable; results are kept as JSON",
+            "NoSuchTask: task 5 of default: it is done or deleted, and no result of it is kept",
+            "reserved {'half': True} TimeoutError: task 6 of default is not done after 0.01 s",
+            "TimeoutError: task 7 of sums is not done after 0 s",
+        ]
+        assert 'progress: {"half": true}' in box.call("queue", "peek", "--id", "6").stdout
+        gate.open()
+        assert box.call("kill", "beat").returncode == 0
 
 
 def test_a_wrong_broker_is_told_in_a_sentence(box: Box, make: Make) -> None:

@@ -1,0 +1,51 @@
+"""A task that is being done, as its consumer sees it."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from daemonkit.processes.children import Child
+from daemonkit.processes.receipt import Receipt
+from daemonkit.queue.broker import Reservation, Touch
+from daemonkit.queue.declare import Policy
+
+TOUCHES: Final = 3  # within a ttr
+REASON: Final = 20_000  # characters of a failure that are kept
+_PAUSE: Final = 1.0  # seconds between two tellings of how far a task has come
+
+
+class Run:
+    """From its reservation to its outcome."""
+
+    def __init__(self, reservation: Reservation, policy: Policy, now: float) -> None:
+        """Begin ``now`` (monotonic seconds)."""
+        self.reservation = reservation
+        self.policy = policy
+        self.child: Child
+        self.began = now
+        self.due = math.inf if policy.timeout is None else now + policy.timeout
+        self.touch_at = now + reservation.ttr / TOUCHES
+        self.kind = 0  # what its process has said: errand.DONE, FAILED; 0: nothing
+        self.words = b""  # its result, or why it has failed
+        self.is_given_back = False  # it is ended because the daemon stops
+        self.is_ours = True
+        self._progress: str | None = None  # to be told to the broker
+        self._told_at = 0.0
+
+    def tell(self, progress: str, now: float) -> None:
+        """It has come so far: the broker is told with the next touch, which comes soon."""
+        self._progress = progress
+        self.touch_at = min(self.touch_at, max(self._told_at + _PAUSE, now))
+
+    def touch(self, now: float) -> Touch:
+        """What the broker is told to let its ttr begin anew."""
+        progress, self._progress, self._told_at = self._progress, None, now
+        self.touch_at = now + self.reservation.ttr / TOUCHES
+        return Touch(self.reservation, progress)
+
+    def reason(self, receipt: Receipt) -> str:
+        """Why it has failed: in a line, with how its process ended, then the traceback if there is one."""
+        words, _, trace = self.words.decode(errors="replace").partition("\n")
+        why = f"{words} ({receipt})" if words else str(receipt)
+        return f"{why}\n{trace}".rstrip()[:REASON]
