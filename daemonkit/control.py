@@ -181,7 +181,8 @@ class Server:
             sock.close()
             return
         if len(self._clients) >= self._most:
-            self.drop(next(iter(self._clients.values())))
+            clients = self._clients.values()  # rather one that only sits there than one that waits for its answer
+            self.drop(next((each for each in clients if not each.is_waiting), next(iter(clients))))
         sock.setblocking(False)
         self._add(Client(self, sock))
 

@@ -20,7 +20,13 @@ Message = dict[str, Any]
 
 
 def ask(
-    path: str, message: Message, *, pid: int | None = None, timeout: float = 5.0, fds: Sequence[int] = ()
+    path: str,
+    message: Message,
+    *,
+    pid: int | None = None,
+    uid: int | None = None,
+    timeout: float = 5.0,
+    fds: Sequence[int] = (),
 ) -> Message:
     """Send one request to the daemon listening at ``path`` and return its answer.
 
@@ -28,6 +34,7 @@ def ask(
         path: the control socket.
         message: the request.
         pid: who must be listening (unix(7), SO_PEERCRED); another is not talked to.
+        uid: whose process it must be,
         timeout: seconds for the whole exchange.
         fds: one descriptor at most, of which the daemon gets a copy.
 
@@ -41,6 +48,8 @@ def ask(
             _connect(sock, path, timeout)
             if pid is not None and peer(sock)[0] not in (pid, 0):
                 raise ControlError(f"ask {path}: pid {peer(sock)[0]} listens there, not the daemon, pid {pid}")
+            if uid is not None and peer(sock)[1] != uid:
+                raise NotAllowed(f"ask {path}: a process of user {peer(sock)[1]} listens there, not one of user {uid}")
             data = json.dumps(message).encode() + b"\n"
             sent = socket.send_fds(sock, [data], fds) if fds else 0
             sock.sendall(data[sent:])
@@ -49,6 +58,8 @@ def ask(
             raise ControlError(
                 f"ask {path}: no answer within {timeout:g} s; the daemon is busy, stopped or still at it"
             ) from None
+        except NotAllowed:
+            raise
         except PermissionError:
             raise NotAllowed(f"ask {path}: it belongs to another user; try as root or as that user") from None
         except (OSError, ValueError) as error:

@@ -326,6 +326,7 @@ class Entrance:
         for number in set(MASTERS) - {signal.SIGTERM}:
             signal.signal(number, _leave_to_the_master)
         if request["kind"] == "background":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the program can act on it
             child.run(lambda: interpreter.become("daemonkit.processes.detached", message.fds), name, adopts=False)
         be = self._job if request["kind"] == "job" else self._work
         child.run(lambda: self._tell_failure(message.id, be, request), name, adopts=request["kind"] == "job")

@@ -78,6 +78,7 @@ class Background:
         self._is_fresh = start == "spawn"
         self._lock = threading.RLock()
         self._server: _Server | None = None
+        self._kept: list[_Asked] = []  # what a lost server had not begun, until another takes it
 
     def __call__(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         """Have ``func(*args, **kwargs)`` called in a process of its own, and return at once.
@@ -120,13 +121,18 @@ class Background:
             server = self._server  # None: it was drained, or this is a fork of who has asked
             if was_held and server is not None and server.has(asked):
                 self._do(lambda server: server.release(asked))
+            elif was_held and asked in self._kept:
+                self._living()
 
     def _do(self, act: Callable[[_Server], None]) -> None:
         """Act on the server; on another one, if it ends this very moment."""
+        server = self._living()
         try:
-            act(self._living())
+            act(server)
         except (BrokenPipeError, ConnectionResetError):
-            self._living()  # which gives it what was not begun
+            if self._living() is server:
+                raise ForkServerLost("background: its server takes no more calls, for the daemon stops") from None
+            # Else there is another, which has been given what was not begun.
 
     def start(self) -> None:
         """Start the server now instead of at the first call, which then need not wait for it (some 50 ms)."""
@@ -141,18 +147,21 @@ class Background:
         """
         end = time.monotonic() + positive_seconds(timeout, what="drain, timeout")
         with self._lock:
-            server, self._server = self._server, None
+            try:
+                server = self._living() if self._server is not None or self._kept else None
+            except (ForkServerLost, OSError):
+                return False  # what is left stays kept for another
+            self._server = None
         return server is None or server.drain(end)
 
     def _living(self) -> _Server:
         """The server, or another in its place; what the lost one had not begun is given to that."""
-        open_calls: list[_Asked] = []
         if self._server is not None:
             try:
                 self._server.hear()
                 return self._server
             except ForkServerLost:
-                open_calls = self._server.close()
+                self._kept += self._server.close()
                 self._server = None
         _instances().add(self)
         settings = interpreter.settings()
@@ -160,13 +169,15 @@ class Background:
         asked_for = detached.Settings(settings, os.getpid(), self._max_workers, self._timeout, self._is_fresh, name)
         server = _Server(asked_for, self._host.take if self._host else _detach)
         self._server = server
-        for asked in open_calls:
+        kept, self._kept = self._kept, []
+        for asked in kept:
             server.ask(asked, self._most)
         return server
 
     def _forsake(self) -> None:
         """We are a fork: the wire is our parent's."""
         self._lock = threading.RLock()
+        self._kept = []
         server, self._server = self._server, None
         if server is not None:
             server.wire.close()
@@ -209,13 +220,25 @@ class _Server:
         asked.number = next(self._ids)
         kind = Kind.HELD if asked.is_held else Kind.CALL
         self._open[asked.number] = asked
-        self._send(asked, kind, b"".join((asked.name.encode(), b"\0", asked.request)))
+        try:
+            self._send(asked, kind, b"".join((asked.name.encode(), b"\0", asked.request)))
+        except (BrokenPipeError, ConnectionResetError):
+            if not self.has_ended():
+                del self._open[asked.number]  # it is there, and refuses
+            raise
 
     def has(self, asked: _Asked) -> bool:
         """Whether it is still to be done: a daemon that is stopped begins, and so finishes, what was held."""
-        with contextlib.suppress(ForkServerLost):  # told to whoever wants something of it
-            self.hear()
+        self.has_ended()
         return self._open.get(asked.number) is asked
+
+    def has_ended(self) -> bool:
+        """Whether it is gone; what it had said is taken in first."""
+        try:
+            self.hear()
+        except ForkServerLost:
+            return True
+        return False
 
     def release(self, asked: _Asked) -> None:
         if self._open.get(asked.number) is asked:

@@ -16,6 +16,7 @@ import mmap
 import os
 import select
 import signal
+import socket
 import struct
 import time
 from collections import deque
@@ -34,6 +35,7 @@ from daemonkit.processes.wire import Closed, DescriptorsLost, Message, Wire, pai
 
 _AT_ONCE: Final = 256  # messages that are taken in before somebody else has his turn
 _KILL_AFTER: Final = 5.0  # seconds that a call has to tidy up when its time is up
+_LONGEST: Final = 3600.0  # seconds: a longer wait is made of these (poll(2) takes 24 days at most)
 _LEAVE_TIME: Final = 10.0  # seconds that the fork server has to end
 _ALARM: Final = int(signal.SIGALRM)
 
@@ -81,7 +83,7 @@ def main() -> NoReturn:
     for number in MASTERS:
         signal.signal(number, signal.SIG_IGN)
     sock.setblocking(False)
-    child.or_end(lambda: Backlog(wire, settings, stop).serve(told))
+    child.or_end(lambda: Backlog(sock, wire, settings, stop).serve(told))
     child.leave(0)
 
 
@@ -114,8 +116,9 @@ class _Call:
 class Backlog:
     """The calls that were accepted and are not done."""
 
-    def __init__(self, wire: Wire, settings: Settings, stop: int | None = None) -> None:
-        """Accept calls from ``wire``, whose socket does not block, until the signalfd ``stop`` says: no more."""
+    def __init__(self, sock: socket.socket, wire: Wire, settings: Settings, stop: int | None = None) -> None:
+        """Accept calls from ``wire`` over ``sock``, which does not block, until the signalfd ``stop`` says: no more."""
+        self._sock = sock
         self._wire = wire
         self._stop = stop
         self._settings = settings
@@ -174,21 +177,19 @@ class Backlog:
             poll.register(wire.fileno(), select.POLLIN | (select.POLLOUT if wire.is_waiting else 0))
         poll.register(self._server.results.fileno(), select.POLLIN)
         due = min((each.due for each in self._running.values()), default=math.inf)
-        ready = poll.poll(None if due == math.inf else max(due - time.monotonic(), 0.0) * 1000 + 1)
+        left = min(max(due - time.monotonic(), 0.0), _LONGEST)
+        ready = poll.poll(None if due == math.inf else left * 1000 + 1)
         if self._stop is None or all(fd != self._stop for fd, _ in ready):
             return False
         drain(self._stop)
         return True
 
     def _finish(self) -> None:
-        """Take in what was sent, and no more: what comes later, or was not told here, stays with whoever asks."""
-        self._hear()
-        if not self._is_open:
-            return
-        self._is_open = False
-        self._waiting.extend(self._held.values())
-        for entry in (*self._waiting, *self._running.values()):
-            self._tell(Kind.ENDED, entry.id)
+        """Take in what was sent, and no more: what comes later is refused; who asks keeps what is not begun."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
+        while self._is_open:
+            self._hear()  # up to the end, which the shutdown has made
         if names := ", ".join(entry.name for entry in (*self._running.values(), *self._waiting)):
             _log(f"{self._settings.daemon} is to stop; it finishes first: {names}", os.getpid())
 
@@ -219,9 +220,8 @@ class Backlog:
     def _tell(self, kind: Kind | None = None, number: int = 0) -> None:
         """Tell whoever asks, if he is still there, how far his call is; or what waits to be told."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            if kind is None:
-                self._wire.flush()
-            else:
+            self._wire.flush()
+            if kind is not None:
                 self._wire.send(kind, number)
 
     def _read(self) -> None:

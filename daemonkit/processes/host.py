@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import time
 from typing import Final
 
 from daemonkit import config
@@ -11,6 +13,7 @@ from daemonkit.core import asking
 from daemonkit.errors import ControlError, ForkServerLost, NotAllowed, UsageError
 
 _ANSWER_TIME: Final = 30.0  # seconds that it has to start a child; its first one needs a fork server as well
+_PAUSE: Final = 0.1  # seconds between two tries
 
 
 class Host:
@@ -18,7 +21,7 @@ class Host:
 
     def __init__(self, name: str | None, run_dir: str | None) -> None:
         """Find it in ``run_dir`` (None: as the command would), when it is needed."""
-        if not name:
+        if not isinstance(name, str) or not name:
             raise UsageError('start="daemon": say which with daemon="NAME"')
         self.name = options.check_name(name)
         self._run_dir = run_dir
@@ -32,9 +35,21 @@ class Host:
         command_line = {"run_dir": self._run_dir}
         found = config.load(self.name, command_line=command_line, environ=os.environ, cwd=os.getcwd())
         path = os.path.join(found.options.run_dir, f"{self.name}.sock")
+        end = time.monotonic() + _ANSWER_TIME
+        while (why := self._ask(path, fd, end)) is not None:
+            # It has too much to do, or executes new code: it, or the next, is there in a moment.
+            if time.monotonic() > end or asking.listener(path) is None:
+                raise ForkServerLost(f"background: hand calls to the daemon {self.name}: {why}; does it run?")
+            time.sleep(_PAUSE * random.uniform(0.5, 1.5))
+
+    def _ask(self, path: str, fd: int, end: float) -> str | None:
+        """Ask once; return why that was in vain."""
+        request = {"do": "background", "pid": os.getpid()}
+        left = max(end - time.monotonic(), _PAUSE)
         try:
-            answer = asking.ask(path, {"do": "background", "pid": os.getpid()}, timeout=_ANSWER_TIME, fds=[fd])
-        except (ControlError, NotAllowed) as error:
-            raise ForkServerLost(f"background: hand calls to the daemon {self.name}: {error}; does it run?") from error
-        if not answer.get("ok"):
-            raise ForkServerLost(f"background: the daemon {self.name}: {answer.get('error')}")
+            answer = asking.ask(path, request, timeout=left, fds=[fd], uid=os.geteuid())
+        except NotAllowed as error:
+            raise ForkServerLost(f"background: hand calls to the daemon {self.name}: {error}") from error
+        except ControlError as error:
+            return str(error)
+        return None if answer.get("ok") else str(answer.get("error"))

@@ -193,9 +193,72 @@ def test_with_a_daemon_that_is_killed_all_is_gone_and_what_had_not_begun_goes_to
     )
 
 
+def test_what_was_not_begun_is_kept_while_no_daemon_runs_and_given_to_the_next(box: Box, web: Web) -> None:
+    master = box.start(BEAT)
+    for number in range(4):
+        assert web.do(f"later(work, {number})") == "ok"
+    assert web.do("begin = later.hold(work, 4)") == "ok"
+    web.await_out("begun", 2)
+    os.kill(master, signal.SIGKILL)
+    await_end(master)
+    web.open_gate()
+    assert web.do("begin()").startswith("ForkServerLost")
+    assert web.do("later(work, 'never accepted')").startswith("ForkServerLost")
+    assert web.do("print(later.drain(1))").startswith("False")
+    assert web.process.stdout is not None
+    assert web.process.stdout.readline() == "ok\n"
+    box.start(BEAT)
+    assert web.do("later(work, 5)") == "ok"
+    lines = web.await_out("done", 4)
+    assert sorted(line for line in lines if "done" in line) == ["done 2", "done 3", "done 4", "done 5"]
+
+
+def test_a_stop_refuses_what_comes_late_and_leaves_with_its_owner_what_it_did_not_begin(box: Box, web: Web) -> None:
+    box.start(BEAT, "--graceful-timeout", "2")
+    for number in range(4):
+        assert web.do(f"later(work, {number})") == "ok"
+    web.await_out("begun", 2)
+    stopping = box.popen("kill", "beat")
+    box.await_log("beat is to stop; it finishes first: ")
+    assert "takes no more calls, for the daemon stops" in web.do("later(work, 'late')")
+    stopping.communicate(timeout=PATIENCE)
+    web.open_gate()
+    box.start(BEAT)
+    assert web.do("later(work, 4)") == "ok"
+    lines = web.await_out("done", 3)
+    assert sorted(line for line in lines if "done" in line) == ["done 2", "done 3", "done 4"]
+    assert "lost: __main__.work, __main__.work" in (box.path / "err").read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root, to be somebody else")
+def test_a_socket_of_another_users_is_not_spoken_to(box: Box, web: Web) -> None:
+    program = f"""
+import os, socket, sys
+os.seteuid(65534)
+sock = socket.socket(socket.AF_UNIX)
+sock.bind({str(box.run_dir / "beat.sock")!r})
+sock.listen()
+print("listening", flush=True)
+sys.stdin.read()
+"""
+    box.run_dir.chmod(0o777)
+    for parent in (box.path, *box.path.parents[:3]):
+        parent.chmod(0o755)
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "listening\n"
+        assert "a process of user 65534 listens there, not one of user 0" in web.do("later(work, 1)")
+        other.communicate()
+    box.run_dir.chmod(0o755)
+    (box.run_dir / "beat.sock").unlink()
+
+
 def test_no_daemon_no_name_and_no_such_socket_are_each_told_in_a_sentence(box: Box, web: Web) -> None:
     assert web.do("later(work, 1)").endswith("does it run?")
     assert web.do("Background(start='daemon')") == 'UsageError start="daemon": say which with daemon="NAME"'
+    assert web.do("Background(start='daemon', daemon=5)").startswith("UsageError")
     assert "name a daemon '../x'" in web.do("Background(start='daemon', daemon='../x')")
     assert (
         web.do("Background(daemon='beat')")
