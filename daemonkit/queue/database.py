@@ -2,17 +2,24 @@
 
 Writers wait for each other at a lock file, with flock(2): in the kernel's order and woken at once, where SQLite itself
 looks again after up to 100 ms.  Under the lock checkpoints are made, too, so none ever meets a writer: SQLite before
-3.51.3 can damage a file then (sqlite.org/wal.html, "The WAL-Reset Bug").  A program that knows nothing of the lock may
-write as well.
+3.51.3 can damage a file then (sqlite.org/wal.html, "The WAL-Reset Bug").
+
+Two things would make SQLite forget locks that it holds, and so lose what was written (sqlite.org/howtocorrupt.html, 2.2
+and 2.6): to open and close the file beside it, and to fork.  So nobody here does the one, and before the other every
+connection of the process is closed, and opened again when it is wanted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import sqlite3
+import stat
+import threading
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Final
@@ -20,72 +27,40 @@ from typing import Final
 from daemonkit.errors import BrokerError, BrokerFull
 from daemonkit.ipc.bound import interrupted_after
 from daemonkit.queue import statements
+from daemonkit.queue.disk import file_system_of, is_network
 
 PATIENCE: Final = 10.0  # seconds that a writer waits for the others
-_DISKS: Final = (
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "afs",
-    "ceph",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "gfs2",
-    "ocfs2",
-    "9p",
-)
-_FUSE: Final = ("fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone", "fuse.ceph")
-_NETWORK: Final = frozenset((*_DISKS, *_FUSE))
-_VANISHING: Final = frozenset(["tmpfs", "ramfs"])
-_FULL: Final = 2  # PRAGMA synchronous
-_MENDED: Final = (3, 51, 3)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Database:
-    """A connection."""
+    """A connection, opened when it is wanted."""
 
     def __init__(self, path: str, synchronous: str, *, make: bool) -> None:
         """Open ``path``; if it is not there and ``make`` says so, make it, for its owner alone.
 
         Raises:
-            BrokerError: it cannot be opened, is no queue of ours, or lies on a network file system.
+            BrokerError: it cannot be opened, is no queue of ours, may be written by others, or lies on a network file
+                system.
         """
         self.path = path
+        self.opened = 0  # so many times: what was known of the file before, need not be true any more
         self._pid = os.getpid()
+        self._synchronous = synchronous
+        self._lock = -1
+        self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None  # device and inode of what is open
         directory = os.path.dirname(path)
-        if (kind := file_system_of(directory)) in _NETWORK:
+        if is_network(kind := file_system_of(directory)):
             raise BrokerError(
                 f"open {path}: it lies on {kind}; SQLite's write-ahead log needs the memory of one host "
                 "(sqlite.org/wal.html): name a file on a local disk"
             )
         if not make and not os.path.exists(path):
             raise BrokerError(f"open {path}: no queue is there; nothing was put yet, or another --broker is meant")
-        with self._told():
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(path, flags, 0o600))  # SQLite gives its other files the same mode
-            self._lock = os.open(f"{path}-lock", flags, 0o600)
-            self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            _open.add(self)
-            with self._alone():
-                self._begin(synchronous)
-
-    def _begin(self, synchronous: str) -> None:
-        connection = self.connection
-        for line in statements.SETTINGS.format(synchronous=synchronous).split(";"):
-            connection.execute(line)
-        if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
-            raise BrokerError(
-                f"open {self.path}: SQLite cannot keep a write-ahead log there; name a file on a local disk"
-            )
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and not connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-            connection.executescript(f"BEGIN IMMEDIATE;{statements.TABLES}COMMIT;")
-        elif version != statements.VERSION:
-            raise BrokerError(f"open {self.path}: it is no queue of this version of daemonkit; name another file")
+        with _exclusively, self._told():
+            self._open()
+        _all.add(self)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -95,16 +70,16 @@ class Database:
             BrokerFull: there is no room on the disk.
             BrokerError: the file cannot be written.
         """
-        self._check()
-        with self._told(), self._alone():
-            connection = self.connection
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
+        with _exclusively, self._told():
+            connection = self._living()
+            with self._alone():
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                except BaseException:
+                    connection.execute("ROLLBACK")
+                    raise
+                connection.execute("COMMIT")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -113,76 +88,115 @@ class Database:
         Raises:
             BrokerError: the file cannot be read.
         """
-        self._check()
-        with self._told():
-            yield self.connection
+        with _exclusively, self._told():
+            yield self._living()
 
-    def await_writer(self) -> None:
+    def await_writer(self, patience: float) -> bool:
         """Return when whoever writes now has done so: a change of the log is seen before it counts.
 
+        False: he has not within ``patience`` seconds.
+
         Raises:
-            BrokerError: that takes too long.
+            BrokerError: the file cannot be used.
         """
-        with self._told(), self._alone():
-            pass
+        with _exclusively, self._told():
+            self._living()
+            if not self._take_lock(patience):
+                return False
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        return True
 
     def close(self) -> None:
         """Close the connection; the last one to do so folds the log into the file."""
-        if self._pid != os.getpid():
-            return
-        _open.discard(self)
-        with self._told(), self._alone():
-            self.connection.close()
-        os.close(self._lock)
+        _all.discard(self)
+        if self._pid == os.getpid():
+            with _exclusively, self._told():
+                self._shut()
 
     def doctor(self) -> list[str]:
         """What would be lost when, in sentences."""
-        with self.reading() as connection:
-            level = connection.execute("PRAGMA synchronous").fetchone()[0]
-            sound = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        space = os.statvfs(os.path.dirname(self.path))
-        kind = file_system_of(os.path.dirname(self.path)) or "an unknown file system"
-        lines = [
-            f"{self.path}, on {kind}, {space.f_bavail * space.f_frsize / 2**20:,.0f} MB free",
-            "a killed process loses nothing",
-            "a power cut loses nothing that was accepted (synchronous=FULL)"
-            if level >= _FULL
-            else "a power cut loses the last puts, and repeats the last tasks (synchronous=NORMAL)",
-            "the file is sound"
-            if sound == "ok"
-            else f"THE FILE IS DAMAGED: {sound}; stop all, and try sqlite3's .recover",
-        ]
-        if kind in _VANISHING:
-            lines.append(f"A BOOT LOSES ALL: {kind} is kept in memory; name a file on a disk as broker")
-        if sqlite3.sqlite_version_info < _MENDED:
-            lines.append(
-                f"SQLite {sqlite3.sqlite_version} has the WAL-reset bug (mended in 3.51.3); we keep clear of it, "
-                "as long as nobody else writes the file"
-            )
-        return lines
+        from daemonkit.queue.disk import doctor
 
-    def _check(self) -> None:
+        with self.reading() as connection:
+            return doctor(self.path, connection)
+
+    def _living(self) -> sqlite3.Connection:
         if self._pid != os.getpid():
             raise BrokerError(f"use {self.path}: this connection is that of pid {self._pid}; open one after the fork")
+        if self._connection is not None and self._file != _file_at(self.path):
+            self._shut()
+            self._open()
+            raise BrokerError(f"use {self.path}: it was removed or replaced; what is there now is used from now on")
+        if self._connection is None:
+            self._open()
+        assert self._connection is not None
+        return self._connection
+
+    def _open(self) -> None:
+        try:
+            for name in (self.path, f"{self.path}-lock"):
+                _make(name)
+            self._lock = os.open(f"{self.path}-lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with self._alone():
+                self._connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+                self._begin(self._connection)
+            self._file = _file_at(self.path)
+            self.opened += 1
+        except BaseException:
+            self._shut()
+            raise
+
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        for line in statements.SETTINGS.format(synchronous=self._synchronous).split(";"):
+            connection.execute(line)
+        if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
+            raise BrokerError(
+                f"open {self.path}: SQLite can keep no write-ahead log there; name a file on a local disk"
+            )
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and not connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            connection.executescript(f"BEGIN IMMEDIATE;{statements.TABLES}COMMIT;")
+        elif version != statements.VERSION:
+            raise BrokerError(f"open {self.path}: it is no queue of this version of daemonkit; name another file")
+
+    def _shut(self) -> None:
+        """Close what is open.  If the lock is busy, somebody else has the file open: nothing will be folded."""
+        connection, self._connection = self._connection, None
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if connection is not None:
+            connection.close()
+        if lock >= 0:
+            os.close(lock)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._await_lock()
+        if not self._take_lock(PATIENCE):
+            raise BrokerError(
+                f"write {self.path}: another process has held {self.path}-lock for {PATIENCE:g} s; "
+                "see lslocks(8) for its number: it may be stopped"
+            )
         try:
             yield
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
-    def _await_lock(self) -> None:
-        with interrupted_after(PATIENCE):
-            if _libc.flock(self._lock, fcntl.LOCK_EX) != 0:
-                raise BrokerError(
-                    f"write {self.path}: another process has held {self.path}-lock for {PATIENCE:g} s; "
-                    "see lslocks(8) for its number: it may be stopped"
-                )
+    def _take_lock(self, patience: float) -> bool:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            end = time.monotonic() + patience
+        else:
+            return True
+        while (left := end - time.monotonic()) > 0:
+            with interrupted_after(left):
+                if _libc.flock(self._lock, fcntl.LOCK_EX) == 0:
+                    return True
+                if ctypes.get_errno() != errno.EINTR:  # that may be a signal for somebody else
+                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return False
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -198,38 +212,51 @@ class Database:
         except OSError as error:
             if isinstance(error, BrokerError):
                 raise
-            raise BrokerError(
-                f"open {self.path}: {error.strerror}; make its directory writable for this user"
-            ) from error
+            advice = "let this user write its directory" if error.errno == errno.EACCES else "name another file"
+            raise BrokerError(f"open {self.path}: {error.strerror}; {advice}") from error
 
 
 _ADVICE: Final[dict[type[sqlite3.Error], str]] = {
     sqlite3.DatabaseError: "it is no SQLite file, or damaged: move it away, and try sqlite3's .recover on it",
     sqlite3.OperationalError: "see who has it open (lsof), and that this user may write it and its directory",
 }
-_open: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
-def _forsake() -> None:
-    """We are a fork: our parent's connection may not even be closed here (sqlite.org/howtocorrupt.html, 2.6)."""
-    for database in _open:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(database.connection))
-    _open.clear()
+def _make(path: str) -> None:
+    """Make a file for its owner alone, or see that the one that is there is nobody else's to write.
+
+    Raises:
+        BrokerError: it is.
+        OSError: it cannot be made.
+    """
+    with contextlib.suppress(FileExistsError):  # only what is not there is opened, and so closed: see above
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    found, directory = os.lstat(path), os.stat(os.path.dirname(path))
+    owners = {0, os.geteuid()} | (set() if directory.st_mode & 0o022 else {directory.st_uid})
+    if not stat.S_ISREG(found.st_mode):
+        raise BrokerError(f"open {path}: it is no plain file; name another")
+    if found.st_uid not in owners or found.st_mode & 0o022:
+        raise BrokerError(f"open {path}: another user owns it, or may write it; see ls -l, or name another file")
 
 
-os.register_at_fork(after_in_child=_forsake)
-
-
-def file_system_of(path: str, mounts: str = "/proc/self/mountinfo") -> str:
-    """The type of the file system that ``path`` lies on (proc(5), mountinfo); empty if that cannot be known."""
+def _file_at(path: str) -> tuple[int, int] | None:
     try:
-        device = os.stat(path).st_dev
-        wanted = f"{os.major(device)}:{os.minor(device)}"
-        with open(mounts) as file:
-            for line in file:
-                words = line.split()
-                if words[2] == wanted:
-                    return words[words.index("-") + 1]
-    except (OSError, ValueError):
-        return ""
-    return ""
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+_all: weakref.WeakSet[Database] = weakref.WeakSet()
+# Held by whoever uses SQLite in this process, and over each fork: so no thread is within it, nor any lock held, then.
+_exclusively = threading.RLock()
+
+
+def _before_fork() -> None:
+    _exclusively.acquire()
+    for database in list(_all):
+        if database._pid == os.getpid():
+            database._shut()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_exclusively.release, after_in_child=_exclusively.release)

@@ -23,8 +23,9 @@ class Outlet:
         self._find_url = find_url
         self._broker: Broker | None = None
         self._forsaken: list[Broker | None] = []
-        self._lock = threading.Lock()
-        os.register_at_fork(after_in_child=self._forsake)
+        self._lock = threading.RLock()
+        # Held over a fork: so nobody is in the middle of a put, or of loading what puts need, then.
+        os.register_at_fork(before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._forsake)
 
     def put_many(self, queue: str, tasks: Sequence[NewTask]) -> list[str]:
         """Put ``tasks``, all or none; return their ids.
@@ -50,7 +51,7 @@ class Outlet:
             yield self._broker
 
     def _forsake(self) -> None:
-        self._lock = threading.Lock()
+        self._lock.release()
         self._forsaken.append(self._broker)  # the parent's, which must not even be closed here
         self._broker = None
 

@@ -40,6 +40,7 @@ _NUMBER: Final = {state: number for number, state in enumerate(_STATES)}
 _ORDER: Final = ("priority, task.id", "due, task.id", "due, task.id", "due, task.id")
 _OPTIONS: Final = ("FULL", "NORMAL")
 _LOOK: Final = 250  # milliseconds between two looks where nothing can be watched
+_BRIEF: Final = 0.2  # seconds that a consumer waits for a writer before it goes on with its own affairs
 _LATE: Final = "it was not done within its ttr"
 _DEAD: Final = "the process that had reserved it has ended"
 
@@ -68,6 +69,8 @@ class SqliteBroker(Broker):
         self._names: dict[int, str] = {}
         self._owner = myself()
         self._watch: inotify.Watch | None = None
+        self._watched = 0
+        self._is_behind = False  # somebody writes for longer than we would wait
         self._silent = -1  # in place of a watch that cannot be had: never readable
         self._is_announced = False
         self._forget_boot()
@@ -84,11 +87,11 @@ class SqliteBroker(Broker):
         outcomes = tuple(outcomes)
         wanted = [(queue, min(most, count)) for queue, most in room.items() if min(most, count) > 0]
         if not outcomes and not self._has_some([queue for queue, _ in wanted]):
-            return Exchange([], [], self.next_due(room))
+            return Exchange([], [], self.next_due(room) if wanted else None)
         with self._database.writing() as connection:
             lost = [outcome.reservation for outcome in outcomes if not _settle(connection, outcome)]
             reserved = self._reserve(connection, wanted, count) if wanted else []
-            due = self._next_due(connection)
+            due = self._next_due(connection) if wanted else None  # what is due nobody has room for, is nobody's hurry
         return Exchange(reserved, lost, due)
 
     def _has_some(self, queues: list[str]) -> bool:
@@ -160,11 +163,16 @@ class SqliteBroker(Broker):
                 connection.execute("UPDATE counter SET boot=?", (boot,))
 
     def watch(self) -> int:
-        if self._watch is not None:
+        if self._watch is not None and self._watched == self._database.opened:
             return self._watch.fd
+        if self._watch is not None:  # of a log that is closed, and may be gone
+            self._watch.close()
+            self._watch = None
         if self._silent < 0:
+            with self._database.reading():  # it is open, and so is its log
+                self._watched = self._database.opened
             try:
-                self._watch = inotify.Watch(f"{self._database.path}-wal", inotify.IN_MODIFY)
+                self._watch = inotify.Watch(f"{self._database.path}-wal", inotify.IN_MODIFY | inotify.IN_ATTRIB)
                 return self._watch.fd
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENOSPC):
@@ -175,7 +183,7 @@ class SqliteBroker(Broker):
 
     def drain(self) -> None:
         if self._watch is not None and self._watch.wait(0):
-            self._database.await_writer()
+            self._is_behind = not self._database.await_writer(_BRIEF)
 
     def next_due(self, queues: Iterable[str]) -> float | None:
         with self._database.reading() as connection:
@@ -187,7 +195,7 @@ class SqliteBroker(Broker):
         left = [due - wall for due in (delayed, paused) if due is not None]
         if reserved is not None:
             left.append(reserved - _monotonic())
-        if self._silent >= 0:
+        if self._silent >= 0 or self._is_behind:
             left.append(_LOOK)
         return max(min(left), 0) / 1000 if left else None
 

@@ -1,0 +1,223 @@
+"""What is SQLite's own: several connections, forks, a lock that is held, files that somebody else has put there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import PATIENCE
+
+from daemonkit.errors import BrokerError
+from daemonkit.queue.broker import NewTask
+from daemonkit.queue.disk import file_system_of, is_network
+from daemonkit.queue.sqlite import SqliteBroker
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "queue.db")
+
+
+@pytest.fixture
+def broker(path: str) -> Iterator[SqliteBroker]:
+    made = SqliteBroker(path)
+    yield made
+    made.close()
+
+
+def ready(broker: SqliteBroker) -> int:
+    return sum(each.ready for each in broker.stats())
+
+
+def elsewhere(path: str, program: str) -> str:
+    """What a process of its own prints, which has the queue open for a while."""
+    head = f"""
+import os, signal, sys, threading
+from daemonkit.queue.sqlite import SqliteBroker
+from daemonkit.queue.broker import NewTask
+broker = SqliteBroker({path!r})
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", head + program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+COUNT = "print(sum(each.ready for each in broker.stats())); broker.close()"
+
+
+def test_two_connections_in_one_process_and_one_elsewhere_lose_nothing(path: str, broker: SqliteBroker) -> None:
+    other = SqliteBroker(path)
+    broker.put("mail", NewTask(b"1"))
+    other.put("mail", NewTask(b"2"))
+    elsewhere(path, "broker.put('mail', NewTask(b'3')); broker.close()")
+    broker.put("mail", NewTask(b"4"))
+    other.put("mail", NewTask(b"5"))
+    assert elsewhere(path, COUNT) == "5"
+    other.close()
+    assert ready(broker) == 5
+
+
+def test_a_child_that_was_forked_off_a_producer_loses_nothing_when_that_has_ended(path: str) -> None:
+    program = f"""
+broker.put("mail", NewTask(b"parent"))
+reader, writer = os.pipe()
+if os.fork():
+    os._exit(0)
+os.close(writer)
+own = SqliteBroker({path!r})
+own.put("mail", NewTask(b"child"))
+import subprocess
+subprocess.run([sys.executable, "-c", '''
+from daemonkit.queue.sqlite import SqliteBroker
+from daemonkit.queue.broker import NewTask
+broker = SqliteBroker({path!r})
+broker.put("mail", NewTask(b"another")); broker.close()'''], check=True)
+own.put("mail", NewTask(b"child again"))
+own.close()
+print("done")
+"""
+    assert elsewhere(path, program) == "done"
+    assert elsewhere(path, COUNT) == "4"
+
+
+def test_forks_while_other_threads_put_leave_children_that_can_put(path: str) -> None:
+    program = f"""
+stop = threading.Event()
+def put():
+    while not stop.is_set():
+        broker.put("mail", NewTask(b"thread"))
+threads = [threading.Thread(target=put) for _ in range(3)]
+for each in threads: each.start()
+pids = []
+for _ in range(10):
+    if (pid := os.fork()) == 0:
+        signal.alarm(20)
+        own = SqliteBroker({path!r})
+        own.put("sms", NewTask(b"child"))
+        os._exit(0)
+    pids.append(pid)
+codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+stop.set()
+for each in threads: each.join()
+print(codes, sum(each.ready for each in broker.stats() if each.queue == "sms"))
+broker.close()
+"""
+    if sys.version_info >= (3, 12):
+        program = "import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n" + program
+    assert elsewhere(path, program) == f"{[0] * 10} 10"
+
+
+def test_a_child_does_not_hold_the_lock_of_a_producer_that_was_killed(path: str, broker: SqliteBroker) -> None:
+    program = """
+reader, writer = os.pipe()
+with broker._database.writing():
+    if (pid := os.fork()) == 0:
+        os.setsid()
+        print(os.getpid(), flush=True)
+        os.close(1)
+        signal.pause()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    head = f"import os, signal\nfrom daemonkit.queue.sqlite import SqliteBroker\nbroker = SqliteBroker({path!r})\n"
+    with subprocess.Popen([sys.executable, "-c", head + program], stdout=subprocess.PIPE, text=True) as producer:
+        assert producer.stdout is not None
+        child = int(producer.stdout.readline())
+    try:
+        broker.put("mail", NewTask(b"free"))
+    finally:
+        os.kill(child, signal.SIGKILL)
+    assert ready(broker) == 1
+
+
+def test_a_signal_does_not_end_the_wait_for_the_lock(path: str, broker: SqliteBroker) -> None:
+    program = """
+with broker._database.writing():
+    print("held", flush=True)
+    sys.stdin.read()
+broker.close()
+"""
+    head = f"import os, sys\nfrom daemonkit.queue.sqlite import SqliteBroker\nbroker = SqliteBroker({path!r})\n"
+    came: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: came.append(number))
+    with subprocess.Popen(
+        [sys.executable, "-c", head + program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        assert holder.stdout.readline() == "held\n"
+        main = threading.main_thread().ident
+        assert main is not None
+
+        def disturb() -> None:
+            for _ in range(3):
+                signal.pthread_kill(main, signal.SIGUSR1)
+            assert holder.stdin is not None
+            holder.stdin.close()
+
+        timer = threading.Timer(0.2, disturb)
+        timer.start()
+        broker.put("mail", NewTask(b"patient"))
+        timer.join()
+    signal.signal(signal.SIGUSR1, before)
+    assert came
+    assert ready(broker) == 1
+
+
+def test_a_file_that_is_removed_is_noticed_and_the_next_put_goes_into_a_new_one(
+    path: str, broker: SqliteBroker
+) -> None:
+    broker.put("mail", NewTask(b"lost with the file"))
+    for suffix in ("", "-wal", "-shm", "-lock"):
+        os.unlink(path + suffix)
+    with pytest.raises(BrokerError, match="it was removed or replaced; what is there now is used from now on"):
+        broker.put("mail", NewTask(b"refused"))
+    broker.put("mail", NewTask(b"kept"))
+    assert elsewhere(path, COUNT) == "1"
+
+
+def test_a_file_that_cannot_be_used_leaves_no_descriptor_open(path: str) -> None:
+    Path(path).write_text("no database " * 1000)
+    before = os.listdir("/proc/self/fd")
+    for _ in range(5):
+        with pytest.raises(BrokerError, match="it is no SQLite file, or damaged"):
+            SqliteBroker(path)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root, to give files away")
+def test_row_35_files_that_another_user_owns_or_may_write_are_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    for name, owner, mode in (("a.db", 65534, 0o600), ("b.db", 0, 0o622), ("c.db-lock", 65534, 0o600)):
+        planted = tmp_path / name
+        planted.touch()
+        os.chown(planted, owner, owner)
+        planted.chmod(mode)
+        with pytest.raises(BrokerError, match="another user owns it, or may write it"):
+            SqliteBroker(str(planted).removesuffix("-lock"))
+    (tmp_path / "d.db").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BrokerError, match="it is no plain file"):
+        SqliteBroker(str(tmp_path / "d.db"))
+    with pytest.raises(BrokerError, match="name another"):
+        SqliteBroker(str(tmp_path))
+
+
+def test_row_33_a_network_file_system_is_known_by_its_mount(tmp_path: Path) -> None:
+    device = os.stat(tmp_path).st_dev
+    mounts = tmp_path / "mountinfo"
+    line = f"36 35 {os.major(device)}:{os.minor(device)} / /mnt rw,noatime master:1 - nfs4 host:/export rw\n"
+    mounts.write_text("35 1 0:1 / / rw - ext4 /dev/root rw\n" + line)
+    assert file_system_of(str(tmp_path), str(mounts)) == "nfs4"
+    assert is_network("nfs4")
+    assert not is_network(file_system_of("/"))
