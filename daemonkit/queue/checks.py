@@ -49,8 +49,12 @@ def check_task(queue: str, task: NewTask) -> None:
         raise UsageError("ttr=0 must be more than 0: a task would be given back before it is begun")
     if not isinstance(task.body, bytes):
         raise UsageError(f"put into {queue}: a body is bytes, not {type(task.body).__name__}")
-    if task.key is not None and (not isinstance(task.key, str) or not 0 < len(task.key) <= NAME_LENGTH):
+    if task.key is not None and not _is_key(task.key):
         raise UsageError(f"put into {queue}: key={task.key!r} must be a text of up to {NAME_LENGTH} characters")
+
+
+def _is_key(key: object) -> bool:
+    return isinstance(key, str) and 0 < len(key) <= NAME_LENGTH and key.isprintable()
 
 
 def check_priority(value: object) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from daemonkit.errors import UsageError
 from daemonkit.queue.broker import Broker
@@ -40,11 +40,11 @@ def connect(url: str, *, make: bool = True) -> Broker:
 def _sqlite(url: str, rest: str, make: bool) -> Broker:
     from daemonkit.queue.sqlite import SqliteBroker
 
-    parts = urlsplit(rest)
-    path, options = parts.path, dict(parse_qsl(parts.query))
+    path, _, query = rest.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
     if not os.path.isabs(path):
         raise UsageError(f"broker {url!r}: the path must begin with /, or with RUN_DIR in the configuration")
     synchronous = options.pop("synchronous", "FULL").upper()
-    if options or parts.netloc:
+    if options or path.startswith("//"):
         raise UsageError(f"broker {url!r}: after the path only ?synchronous=FULL or NORMAL can stand")
     return SqliteBroker(path, synchronous, make=make)

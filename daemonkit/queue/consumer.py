@@ -32,6 +32,8 @@ from daemonkit.queue.task import Task
 log = logging.getLogger("daemonkit.queue")
 
 LAST_WORDS: Final = 1.0  # seconds before graceful_timeout is up, in which what is not done is given back
+LOST: Final = 3  # reservations that nobody ended, beyond max_retries, before a task is taken for the cause
+_LONGEST: Final = 3600.0  # seconds: a longer wait is made of these (poll(2) takes 24 days at most)
 _RETRY: Final = (0.1, 30.0)  # seconds between two tries of a broker that cannot be reached: the first, doubled up to
 
 
@@ -124,7 +126,7 @@ class Consumer:
             poll.register(broker_fd, select.POLLIN)
         ends = (self._look_at, math.inf if self._end is None else self._end)
         due = min((*ends, *(min(run.touch_at, run.due) for run in self._runs.values())))
-        left = None if due == math.inf else max(due - time.monotonic(), 0.0)
+        left = None if due == math.inf else min(max(due - time.monotonic(), 0.0), _LONGEST)
         ready = {fd for fd, _ in poll.poll(None if left is None else left * 1000 + 0.999)}
         if self._stop.fileno() in ready:
             self._stop.drain()
@@ -219,8 +221,8 @@ class Consumer:
             self._bury(reservation, str(error))
             return
         policy = self._tasks[name].policy
-        if reservation.failures > policy.max_retries:
-            self._bury(reservation, f"it has failed {reservation.failures} times, by the death of its process")
+        if reservation.failures > policy.max_retries + LOST:
+            self._bury(reservation, f"begun {reservation.failures} times, and each time its consumer has died or hung")
             return
         run = Run(reservation, policy, time.monotonic())
         try:

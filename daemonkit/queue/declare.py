@@ -106,7 +106,10 @@ def check_function(function: Callable[..., Any], what: str) -> inspect.Signature
         raise UsageError(f"{what}: put it above a function")
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         raise UsageError(f"{what}: put it above a plain function; use asyncio.run() inside one for coroutines")
-    signature = inspect.signature(function)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        raise UsageError(f"{what}: its arguments cannot be known; put @task above a function of your own") from None
     for name in OPTIONS:
         if name in signature.parameters:
             raise UsageError(f"{what}: its parameter {name!r} is an option of put(); give it another name")
@@ -131,4 +134,4 @@ def _count(value: Any, what: str, least: int) -> int:
 
 
 def _time(value: float | str | None, what: str) -> float | None:
-    return None if value is None else positive_seconds(value, what=what)
+    return None if value is None else check_seconds(positive_seconds(value, what=what), what)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -70,11 +71,13 @@ class Errands:
         """Be the child that ``message`` asks for."""
         head, _, body = bytes(message.payload).partition(b"\n")
         asked = json.loads(head)
+        os.setpgid(0, 0)  # a terminal's ^C is the master's to act on
         title = f"{self._daemon}: task {asked['queue']} {asked['id']}"
         self._become(title)
         child.run(lambda: self._do(message.id, asked, body), title)
 
     def _do(self, number: int, asked: dict[str, Any], body: bytes) -> None:
+        pid = os.getpid()
         call = payload.decode(body)  # as the consumer has done: it is well formed
         try:
             for hook in self._hooks:
@@ -85,11 +88,19 @@ class Errands:
                 result = self._tasks[asked["name"]].function(*call.args, **call.kwargs)
             words = payload.encode_result(result) if asked["keeps"] else b""
         except BaseException as error:  # noqa: BLE001 - the consumer's to log, and to try again
+            _leave_if_forked(pid)
             if not isinstance(error, SystemExit) or error.code:
                 self._results.send(FAILED, number, _failure(error))
                 sys.exit(child.FAILED)
             words = b"null"
+        _leave_if_forked(pid)
         self._results.send(DONE, number, words)
+
+
+def _leave_if_forked(pid: int) -> None:
+    """A process that the task has forked, and that has come back from it, says nothing in its name."""
+    if os.getpid() != pid:
+        child.leave(0)
 
 
 @contextlib.contextmanager

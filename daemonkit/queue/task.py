@@ -26,12 +26,12 @@ class Task(Generic[P, R]):
 
     def __init__(self, name: str, function: Callable[P, R], policy: Policy, outlet: Outlet) -> None:
         """Use ``@task``."""
+        functools.update_wrapper(self, function, updated=())
         self.name = name
         self.function = function
         self.policy = policy
         self.signature: inspect.Signature = check_function(function, f"@task {name}")
         self._outlet = outlet
-        functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function, here and now."""
@@ -86,6 +86,8 @@ class Task(Generic[P, R]):
             UsageError: as ``put``.
             BrokerError: as ``put``.
         """
+        if isinstance(calls, str | bytes | Mapping) or not isinstance(calls, Iterable):
+            raise UsageError(f"put_many {self.name}: a list of tuples or dicts is wanted, not {calls!r}")
         return self._put([self._split(call) for call in calls], delay, priority, ttr, None)
 
     def check(self, call: payload.Call) -> None:

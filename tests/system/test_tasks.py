@@ -210,6 +210,8 @@ def test_a_plain_call_still_calls_and_wrong_arguments_are_told_to_the_producer(b
         ("@task\ndef f(delay): pass", "its parameter 'delay' is an option of put(); give it another name"),
         ("@task\nasync def f(): pass", "put it above a plain function; use asyncio.run()"),
         ("@task\ndef f(): pass\n@task\ndef f(): pass", "there is a task named 'f' already; give this one a name="),
+        ("task(max)", "its arguments cannot be known; put @task above a function of your own"),
+        ("@task(soft_timeout=1e300)\ndef f(): pass", "@task f, soft_timeout=1e+300 must be"),
         ("@task(bogus=1)\ndef f(): pass", "bogus"),
     ],
 )
@@ -493,6 +495,62 @@ def test_a_stop_lets_tasks_finish_and_gives_back_what_does_not_in_time(box: Box,
         assert (task.state, task.failures) == (State.READY, 0)
 
 
+def test_a_task_that_forks_and_is_killed_is_not_taken_for_done(make: Make) -> None:
+    mailer = make(
+        """
+        @task(max_retries=0)
+        def forks():
+            if (pid := os.fork()) == 0: return
+            os.waitpid(pid, 0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    mailer.push(call("forks"))
+    mailer.start()
+    (task,) = mailer.await_buried()
+    assert "killed by SIGKILL" in str(task.reason)
+
+
+def test_a_delay_of_a_month_lets_the_consumer_sleep(box: Box, make: Make) -> None:
+    mailer = make("@task(timeout='40d')\ndef say(): note('said')\n")
+    mailer.push(call("say"), delay=40 * 86400.0)
+    mailer.push(call("say"))
+    mailer.start()
+    mailer.await_out("said")
+    mailer.await_broker(lambda: [each[1:5] for each in mailer.broker.stats()] == [(0, 1, 0, 0)])
+    assert [each["restarts"] for each in box.status()["children"] if each["name"].startswith("consumer")] == [0]
+
+
+def test_a_full_queue_with_something_due_makes_no_busy_consumer(box: Box, make: Make, gate: Gate) -> None:
+    mailer = make(
+        f"@task(concurrency=1)\ndef wait(): note('begun'); wait_for({str(box.path / 'gate')!r})\n", "--concurrency", "4"
+    )
+    mailer.push(call("wait"))
+    mailer.push(call("wait"), delay=0.1)
+    mailer.start()
+    mailer.await_out("begun")
+    time.sleep(0.3)  # the second one is due
+    consumer = mailer.consumer()
+    before = Path(f"/proc/{consumer}/status").read_text()
+    time.sleep(0.5)
+    after = Path(f"/proc/{consumer}/status").read_text()
+    switches = [int(text.split("voluntary_ctxt_switches:")[1].split()[0]) for text in (before, after)]
+    assert switches[1] - switches[0] < 5
+    gate.open()
+
+
+def test_an_interrupt_from_the_terminal_lets_tasks_finish(box: Box, make: Make, gate: Gate) -> None:
+    mailer = make("@task(max_retries=0)\ndef wait(path): note('begun'); wait_for(path); note('done')\n")
+    mailer.push(call("wait", str(box.path / "gate")))
+    running = box.popen("run", "beat.py", start_new_session=True)
+    mailer.await_out("begun")
+    os.killpg(running.pid, signal.SIGINT)
+    mailer.broker.put("other", NewTask(b"something happens"))
+    gate.open()
+    running.communicate(timeout=PATIENCE)
+    assert mailer.out.read_text() == "begun\ndone\n"
+
+
 def test_row_29_after_kill_9_of_the_consumer_its_tasks_run_again_at_once(box: Box, make: Make, gate: Gate) -> None:
     mailer = make("@task\ndef wait(path):\n    note('begun', os.getpid())\n    wait_for(path)\n    note('done')\n")
     mailer.push(call("wait", str(box.path / "gate")), ttr=1000)
@@ -520,6 +578,7 @@ def test_row_29_after_kill_9_of_the_master_the_next_daemon_does_its_tasks(box: B
     os.kill(master, signal.SIGKILL)
     for pid in all:
         await_end(pid)
+    assert {task.failures for task in mailer.broker.peek_state("default", State.RESERVED, 9)} == {0}
     mailer.start()
     mailer.await_out("begun", 8)
     gate.open()
