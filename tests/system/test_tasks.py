@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -700,3 +701,23 @@ def test_row_30_a_redis_that_is_killed_and_comes_again_loses_nothing_that_was_ac
         mailer.await_broker_of(broker, lambda: not broker.stats())
         broker.close()
         assert box.call("kill", "beat").returncode == 0
+
+
+EXAMPLES = Path(__file__).parents[2] / "etc" / "examples"
+
+
+@pytest.mark.skipif(shutil.which("php") is None, reason="needs php (Debian: php-cli, php-redis)")
+def test_the_mailer_sends_what_python_and_php_have_put(box: Box, tmp_path: Path) -> None:
+    (tmp_path / "redis").mkdir()
+    with redis_server(tmp_path / "redis") as server:
+        box.environ["DAEMONKIT_BROKER"] = server.url
+        assert box.call("start", EXAMPLES / "mailer.py").returncode == 0
+        program = "import mailer; mailer.send_mail.put('a@b.c', 'from Python')"
+        environ = {**box.environ, "PYTHONPATH": str(EXAMPLES)}
+        subprocess.run([sys.executable, "-c", program], cwd=box.path, env=environ, check=True)
+        php = ["php", str(EXAMPLES / "produce.php"), str(server.socket), "0", "ä@b.c", "from PHP"]
+        assert subprocess.run(php, capture_output=True, text=True, check=True).stdout == "pushed\n"
+        log = box.await_log("from ", 2)
+        assert "mail to a@b.c, attempt 1:" in log
+        assert "mail to ä@b.c, attempt 1:" in log
+        assert box.call("kill", "mailer").returncode == 0
