@@ -1,0 +1,88 @@
+"""The processes of tasks, as their consumer sees them: a fork server below it, and what its children say."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Iterator
+
+from daemonkit.core.title import take_title
+from daemonkit.errors import ForkServerLost
+from daemonkit.processes import child
+from daemonkit.processes.children import Child, Children, OnEnd, fork_server
+from daemonkit.processes.wire import Closed, DescriptorsLost, Message, Wire, pair
+from daemonkit.queue.errand import Errands
+
+_END_TIME = 1.0  # seconds that the server has to end
+
+
+class Crew:
+    """Forked in a process that has one thread and no connection yet (law 3)."""
+
+    def __init__(self, title: str, errands: Callable[[Wire], Errands], release: Callable[[], None]) -> None:
+        """Fork the server.
+
+        Args:
+            title: of this process.
+            errands: makes what children do, who speak on that wire.
+            release: gives back, in the server, what is ours alone.
+
+        Raises:
+            OSError: there is no room for another process.
+        """
+        ours, theirs = pair()
+        ours.setblocking(False)
+        self._results = Wire(ours)
+        made = errands(Wire(theirs))
+
+        def prepare() -> None:
+            take_title(f"{title}: fork server")
+            ours.close()
+            release()
+            made.rehearse()
+
+        self._server, wire = fork_server(made.enter, prepare)
+        theirs.close()
+        self._children = Children(wire)
+
+    def register(self, poll: select.poll) -> None:
+        """Have ``poll`` wait for them."""
+        wire = self._children.wire
+        poll.register(self._results.fileno(), select.POLLIN)
+        poll.register(wire.fileno(), select.POLLIN | (select.POLLOUT if wire.is_waiting else 0))
+
+    def spawn(self, request: bytes, on_end: OnEnd) -> Child:
+        """Ask for a child.
+
+        Raises:
+            ForkServerLost: the server has ended.
+            OSError: there is no room for the request.
+        """
+        return self._children.spawn(request, on_end)
+
+    def receive(self) -> None:
+        """Take in how they fare, and call whom it concerns.
+
+        Raises:
+            ForkServerLost: the server has ended, and they with it.
+        """
+        try:
+            self._children.receive()
+            self._children.wire.flush()
+        except (BrokenPipeError, ConnectionResetError):
+            raise ForkServerLost("the fork server has ended, and its children with it") from None
+
+    def words(self) -> Iterator[Message]:
+        """What children have said; the last words of one were sent before its end was told."""
+        while True:
+            try:
+                message = self._results.receive()
+            except (Closed, DescriptorsLost):
+                return
+            if message is None:
+                return
+            yield message
+
+    def close(self) -> None:
+        """Let the server end; reap it."""
+        self._children.wire.close()
+        child.wait_for(self._server, _END_TIME)

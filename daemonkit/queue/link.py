@@ -1,0 +1,103 @@
+"""A consumer's way to its broker: connected when it can be, and again when it was lost."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from daemonkit.errors import BrokerError
+from daemonkit.queue.broker import Broker, Exchange, Outcome
+
+log = logging.getLogger("daemonkit.queue")
+
+_FIRST: Final = 0.1  # seconds until a broker that cannot be reached is tried again; doubled
+_LONGEST: Final = 30.0  # up to this
+
+
+class Link:
+    """Holds what is to be told until it has been told.  Moments are monotonic seconds."""
+
+    def __init__(self, connect: Callable[[], Broker]) -> None:
+        """Connect by ``connect`` with the first exchange."""
+        self.outcomes: list[Outcome] = []  # not told yet
+        self._connect = connect
+        self._broker: Broker | None = None
+        self._pause = 0.0  # seconds between two tries; 0: it can be reached
+        self._next = 0.0  # when there is something to be had, or it is to be tried again
+
+    @property
+    def wants_at(self) -> float:
+        """When ``exchange`` is to be called next."""
+        return 0.0 if self.outcomes and not self._pause else self._next
+
+    def look(self, moment: float) -> None:
+        """Ask for more then, and no earlier, unless there is something to tell."""
+        if not self._pause:
+            self._next = moment
+
+    def fileno(self, now: float) -> int | None:
+        """What is readable when there is more; None while nobody would know.  Then call ``heard``."""
+        if self._broker is None or self._pause:
+            return None
+        try:
+            return self._broker.watch()
+        except BrokerError as error:
+            self._lost(error, now)
+            return None
+
+    def heard(self, now: float) -> None:
+        """Something has changed at the broker."""
+        if self._broker is None:
+            return
+        self.look(0.0)
+        try:
+            self._broker.drain()
+        except BrokerError as error:
+            self._lost(error, now)
+
+    def exchange(self, room: Mapping[str, int], count: int, now: float) -> Exchange | None:
+        """Tell what is to be told, and reserve; None if the broker cannot be reached now."""
+        try:
+            if self._broker is None:
+                self._broker = self._connect()
+            found = self._broker.exchange(self.outcomes, room if count else {}, count)
+        except BrokerError as error:
+            self._lost(error, now)
+            return None
+        self.outcomes.clear()
+        self._pause = 0.0
+        return found
+
+    def give_up(self) -> None:
+        """Nobody will try again: what was not told, is lost, and so is done again."""
+        if self.outcomes:
+            log.error("what came of %d task(s) could not be told; they will be done again", len(self.outcomes))
+            self.outcomes.clear()
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the broker could not be reached."""
+        return self._pause > 0
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._broker:
+            self._broker.close()
+
+    def _lost(self, error: BrokerError, now: float) -> None:
+        if not self._pause:
+            log.error("%s; tried again until it can be reached", error)
+        self._pause = min(self._pause * 2, _LONGEST) if self._pause else _FIRST
+        self._next = now + self._pause * random.uniform(0.8, 1.2)
+
+
+def next_look(found: Exchange, room: int, now: float) -> float:
+    """When to ask for more after an exchange that had ``room``, if nobody says before that there is more."""
+    if len(found.reserved) >= room:
+        return math.inf  # the next end of a task makes room
+    if found.reserved:
+        return now  # another queue may have had room for more
+    return math.inf if found.due is None else now + found.due
