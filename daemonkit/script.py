@@ -233,8 +233,11 @@ class Script:
             own = declare.check_name(name or getattr(function, "__name__", ""), "@task")
             if own in self.tasks:
                 raise UsageError(f"@task: there is a task named {own!r} already; give this one a name=")
+            policy = declare.policy(f"@task {own}", queue, **options)
+            if any(each.policy.queue == queue and each.policy.mode != policy.mode for each in self.tasks.values()):
+                raise UsageError(f"@task {own}: all tasks of the queue {queue!r} must have the same mode=")
             outlet = self._outlet or Outlet(lambda: self.broker or configured_url(self.name, self.options, function))
-            made = Task(own, function, declare.policy(f"@task {own}", queue, **options), outlet)
+            made = Task(own, function, policy, outlet)
             self.tasks[own], self._outlet = made, outlet
             return made
 

@@ -1,4 +1,4 @@
-"""A script's tasks become a worker that consumes them."""
+"""A script's tasks become workers that consume them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from daemonkit.script import Script
 
 
 def add_consumer(script: Script, name: str, options: Options, sink: Sink) -> None:
-    """Add the worker, if ``script`` declares tasks, to the daemon ``name``."""
+    """Add the workers, if ``script`` declares tasks, to the daemon ``name``."""
     script.broker = options.broker
     if not script.tasks:
         return
-    from daemonkit.queue.consumer import Settings, worker
+    from daemonkit.queue.consumer import Settings, workers
 
     settings = Settings(
         name,
@@ -25,5 +25,4 @@ def add_consumer(script: Script, name: str, options: Options, sink: Sink) -> Non
         sink.become,
         tuple(script.handlers.get("fork", ())),
     )
-    made = worker(script.tasks, settings)
-    script.workers[made.name] = made
+    script.workers |= {made.name: made for made in workers(script.tasks, settings)}

@@ -25,14 +25,15 @@ from daemonkit.queue.broker import Broker, Bury, Delete, Release, Reservation
 from daemonkit.queue.connect import connect
 from daemonkit.queue.crew import Crew
 from daemonkit.queue.link import Link, next_look
-from daemonkit.queue.run import Run
+from daemonkit.queue.prefork import Prefork
+from daemonkit.queue.run import LOST, Run
 from daemonkit.queue.task import Task
 
 log = logging.getLogger("daemonkit.queue")
 
 LAST_WORDS: Final = 1.0  # seconds before graceful_timeout is up, in which what is not done is given back
-LOST: Final = 3  # reservations that nobody ended, beyond max_retries, before a task is taken for the cause
 _LONGEST: Final = 3600.0  # seconds: a longer wait is made of these (poll(2) takes 24 days at most)
+_HUNG: Final = 5.0  # seconds after its time-out in which a task that is not forked may end by itself
 _NO_ROOM: Final = 30.0  # seconds until a task is taken up again for which there were no descriptors
 
 
@@ -239,11 +240,36 @@ class Consumer:
                 run.child.kill_tree()
 
 
-def worker(tasks: Mapping[str, Task[..., Any]], settings: Settings) -> Worker:
-    """The worker that consumes the queues of ``tasks``."""
+def workers(tasks: Mapping[str, Task[..., Any]], settings: Settings) -> list[Worker]:
+    """The workers that consume the queues of ``tasks``: one for all whose tasks are forked, and one for each other."""
+    by_queue: dict[str, dict[str, Task[..., Any]]] = {}
+    for name, task in tasks.items():
+        by_queue.setdefault(task.policy.queue if task.policy.mode == "prefork" else "", {})[name] = task
+    forked = by_queue.pop("", {})
+    made = [_prefork(queue, those, settings) for queue, those in by_queue.items()]
+    return [_consumer(forked, settings), *made] if forked else made
+
+
+def _consumer(tasks: Mapping[str, Task[..., Any]], settings: Settings) -> Worker:
     name = f"consumer {','.join(sorted({task.policy.queue for task in tasks.values()}))}"
 
     def consume(stop: StopFlag) -> None:
         Consumer(name, settings, tasks, stop).run()
 
     return Worker(name, consume, is_titled=True)
+
+
+def _prefork(queue: str, tasks: Mapping[str, Task[..., Any]], settings: Settings) -> Worker:
+    caps = [task.policy.concurrency for task in tasks.values() if task.policy.concurrency]
+    longest = max(task.policy.timeout or task.policy.ttr for task in tasks.values())
+
+    def consume(stop: StopFlag) -> None:
+        Prefork(settings.broker, tasks, stop).run(settings.hooks)
+
+    return Worker(
+        f"consumer {queue}",
+        consume,
+        processes=min([settings.concurrency, *caps]),
+        heartbeat_timeout=longest + _HUNG,
+        is_titled=True,
+    )

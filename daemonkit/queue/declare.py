@@ -12,6 +12,7 @@ from daemonkit.queue.broker import DEFAULT_PRIORITY, DEFAULT_TTR
 from daemonkit.queue.checks import check_priority, check_queue, check_seconds
 
 OPTIONS: Final = ("delay", "priority", "ttr", "key")  # of put, and so no names of a task's parameters
+MODES: Final = ("fork", "prefork")
 MOST: Final = 10_000  # processes at once
 
 
@@ -28,6 +29,7 @@ class Policy(NamedTuple):
     soft_timeout: float | None  # then TaskTimeout is raised in it
     concurrency: int | None  # processes of the queue at once; None: as many as all tasks may be
     unique: bool  # no two with the same arguments are in the queue
+    mode: str  # "fork": each has a process of its own; "prefork": processes are kept for many
     keep_result: float  # seconds for which what it returns is kept; 0: not at all
 
     def wait(self, failures: int, chance: float) -> float:
@@ -49,6 +51,7 @@ def policy(
     soft_timeout: float | str | None = None,
     concurrency: int | None = None,
     unique: bool = False,
+    mode: str = "fork",
     keep_result: float | str = 0,
 ) -> Policy:
     """The options of ``@task``, checked.  Times are seconds, or text such as "90s", "5m".
@@ -65,6 +68,8 @@ def policy(
         timeout: a task that takes longer is killed, with all that it has started, and has failed.
         soft_timeout: after that time TaskTimeout is raised in it, so that it can tidy up.
         concurrency: so many of the queue's tasks run at the same time.
+        mode: "fork": each task has a process of its own, which no other task shares.  "prefork": processes are kept,
+            for tasks that are many and short; each must be done within its ttr; a queue has one mode.
         keep_result: what the function returns, which JSON must have, is kept so long for ``handle.result()``.
         unique: a put with the arguments of a task that is there, in whatever state, is no second task.
 
@@ -76,6 +81,11 @@ def policy(
         raise UsageError(f"{what}: soft_timeout={soft_timeout!r} must be less than timeout={timeout!r}")
     if not isinstance(unique, bool):
         raise UsageError(f"{what}: unique={unique!r} must be True or False")
+    if mode not in MODES:
+        raise UsageError(f"{what}: mode={mode!r} is not one of {', '.join(MODES)}")
+    lifetime = check_seconds(positive_seconds(ttr, what=f"{what}, ttr"), f"{what}, ttr")
+    if mode == "prefork" and max(hard or 0, soft or 0) > lifetime:
+        raise UsageError(f'{what}: with mode="prefork" a time-out may not be longer than the ttr, {lifetime:g} s')
     try:
         check_queue(queue)
         check_priority(priority)
@@ -84,14 +94,15 @@ def policy(
     return Policy(
         queue,
         priority,
-        check_seconds(positive_seconds(ttr, what=f"{what}, ttr"), f"{what}, ttr"),
+        lifetime,
         _count(max_retries, f"{what}, max_retries", 0),
         seconds(backoff, what=f"{what}, backoff"),
         seconds(max_backoff, what=f"{what}, max_backoff"),
-        hard,
+        lifetime if mode == "prefork" and hard is None else hard,
         soft,
         None if concurrency is None else _count(concurrency, f"{what}, concurrency", 1),
         unique,
+        mode,
         check_seconds(seconds(keep_result, what=f"{what}, keep_result"), f"{what}, keep_result"),
     )
 

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any, Final, NoReturn
 
@@ -35,7 +35,6 @@ def request(name: str, reservation: Reservation, policy: Policy) -> bytes:
         "token": reservation.token,
         "attempt": reservation.failures + 1,
         "soft_timeout": policy.soft_timeout,
-        "keeps": policy.keep_result > 0,
     }
     return json.dumps(head).encode() + b"\n" + reservation.body
 
@@ -77,24 +76,33 @@ class Errands:
         child.run(lambda: self._do(message.id, asked, body), title)
 
     def _do(self, number: int, asked: dict[str, Any], body: bytes) -> None:
-        pid = os.getpid()
+        running = current.Running(asked["queue"], asked["id"], asked["token"], asked["attempt"])
+        current.begin(running, lambda text: self._results.send(PROGRESS, number, text.encode()))
         call = payload.decode(body)  # as the consumer has done: it is well formed
-        try:
-            for hook in self._hooks:
-                hook()
-            running = current.Running(asked["queue"], asked["id"], asked["token"], asked["attempt"])
-            current.begin(running, lambda text: self._results.send(PROGRESS, number, text.encode()))
-            with _limit(asked["soft_timeout"]):
-                result = self._tasks[asked["name"]].function(*call.args, **call.kwargs)
-            words = payload.encode_result(result) if asked["keeps"] else b""
-        except BaseException as error:  # noqa: BLE001 - the consumer's to log, and to try again
-            _leave_if_forked(pid)
-            if not isinstance(error, SystemExit) or error.code:
-                self._results.send(FAILED, number, _failure(error))
-                sys.exit(child.FAILED)
-            words = b"null"
+        kind, words = perform(self._tasks[asked["name"]], call, asked["soft_timeout"], self._hooks)
+        self._results.send(kind, number, words)
+        if kind == FAILED:
+            sys.exit(child.FAILED)
+
+
+def perform(
+    task: Task[..., Any], call: payload.Call, timeout: float | None, hooks: Iterable[Callable[[], Any]] = ()
+) -> tuple[int, bytes]:
+    """Run ``hooks`` and the function; return ``DONE`` and its result, or ``FAILED`` and why: not to be raised here."""
+    pid = os.getpid()
+    try:
+        for hook in hooks:
+            hook()
+        with _limit(timeout):
+            result = task.function(*call.args, **call.kwargs)
+        words = payload.encode_result(result) if task.policy.keep_result else b""
+    except BaseException as error:  # noqa: BLE001 - the consumer's to log, and to try again
         _leave_if_forked(pid)
-        self._results.send(DONE, number, words)
+        if not isinstance(error, SystemExit) or error.code:
+            return FAILED, _failure(error)
+        words = b"null"
+    _leave_if_forked(pid)
+    return DONE, words
 
 
 def _leave_if_forked(pid: int) -> None:
@@ -111,7 +119,7 @@ def _limit(seconds: float | None) -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
-        raise TaskTimeout(f"not done after its soft_timeout, {describe(seconds)}")
+        raise TaskTimeout(f"not done after its time-out, {describe(seconds)}")
 
     signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -11,6 +11,7 @@ from daemonkit.queue.broker import Reservation, Touch
 from daemonkit.queue.declare import Policy
 
 TOUCHES: Final = 3  # within a ttr
+LOST: Final = 3  # reservations that nobody ended, beyond max_retries, before a task is taken for the cause
 REASON: Final = 20_000  # characters of a failure that are kept
 _PAUSE: Final = 1.0  # seconds between two tellings of how far a task has come
 

@@ -721,3 +721,90 @@ def test_the_mailer_sends_what_python_and_php_have_put(box: Box, tmp_path: Path)
         assert "mail to a@b.c, attempt 1:" in log
         assert "mail to ä@b.c, attempt 1:" in log
         assert box.call("kill", "mailer").returncode == 0
+
+
+PREFORK = """
+@task("quick", mode="prefork", concurrency=2, max_retries=1, backoff=0.01, ttr=5, keep_result=60)
+def square(n): note("square", n, os.getpid()); return n * n
+@task("quick", mode="prefork", concurrency=2, max_retries=0, ttr=5, timeout=0.2)
+def misbehave(how):
+    note(how, os.getpid())
+    if how == "raise": raise ValueError("no route")
+    if how == "hang": time.sleep(60)
+    if how == "kill": os.kill(os.getpid(), signal.SIGKILL)
+    if how == "exit": sys.exit(3)
+@task("slow")
+def forked(): note("forked", os.getpid())
+"""
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "redis"])
+def test_kept_processes_do_many_tasks_and_each_at_least_once(box: Box, make: Make, tmp_path: Path, engine: str) -> None:
+    with contextlib.ExitStack() as stack:
+        url = f"sqlite:{box.run_dir}/queue.db"
+        if engine == "redis":
+            (tmp_path / "redis").mkdir()
+            box.environ["DAEMONKIT_BROKER"] = url = stack.enter_context(redis_server(tmp_path / "redis")).url
+        mailer = make(PREFORK, "--concurrency", "3")
+        broker = connect(url)
+        stack.callback(broker.close)
+        broker.put_many("quick", [NewTask(call("square", n)) for n in range(400)])
+        broker.put("quick", NewTask(b"[]"))
+        broker.put("slow", NewTask(call("forked")))
+        mailer.start()
+        children = {each["name"] for each in box.status()["children"]}
+        assert children >= {"consumer slow", "consumer quick", "consumer quick-1"}
+        assert "consumer quick-2" not in children
+        lines = mailer.await_out("square", 400)
+        assert sorted(int(line.split()[1]) for line in lines if "square" in line) == list(range(400))
+        assert len({line.split()[2] for line in lines if "square" in line}) <= 2
+        mailer.await_broker_of(broker, lambda: [each[:5] for each in broker.stats()] == [("quick", 0, 0, 0, 1)])
+        done = mailer.put("print(beat.square.put(12).result(30))")
+        assert (done.stdout, done.stderr) == ("144\n", "")
+
+
+def test_what_misbehaves_in_a_kept_process_is_told_and_the_next_task_is_done(box: Box, make: Make) -> None:
+    mailer = make(PREFORK, "--concurrency", "2")
+    mailer.start()
+    for how, reason in (
+        ("raise", "ValueError: no route"),
+        ("exit", "SystemExit: 3"),
+        ("hang", "TaskTimeout: not done after its time-out, 200ms"),
+    ):
+        mailer.push(call("misbehave", how), "quick")
+        task = mailer.await_buried(1, "quick")[0]
+        assert reason in str(task.reason)
+        assert mailer.broker.delete_task(task.id)
+    mailer.push(call("misbehave", "kill"), "quick")
+    (task,) = mailer.await_buried(1, "quick")
+    assert "begun 4 times, and each time its process has died or hung" in str(task.reason)
+    mailer.push(call("square", 5), "quick")
+    mailer.await_out("square 5")
+
+
+def test_a_stop_gives_back_what_a_kept_process_has_not_begun(box: Box, make: Make, gate: Gate) -> None:
+    mailer = make(
+        """
+        @task(mode="prefork", concurrency=1, ttr=1000)
+        def step(path): note("step"); wait_for(path)
+        """
+    )
+    mailer.broker.put_many("default", [NewTask(call("step", os.devnull))] * 50)
+    mailer.broker.put_many("default", [NewTask(call("step", str(box.path / "gate")))] * 40)
+    mailer.start()
+    mailer.await_out("step", 51)
+    stopping = box.popen("kill", "beat")
+    box.await_log("stopping on SIGTERM")
+    gate.open()
+    stopping.communicate(timeout=PATIENCE)
+    count = len(mailer.out.read_text().splitlines())
+    assert [each[1:5] for each in mailer.broker.stats()] == [(90 - count, 0, 0, 0)]
+    assert all(task.failures == 0 for task in mailer.broker.peek_state("default", State.READY, 99))
+
+
+def test_a_queue_has_one_mode_and_kept_tasks_end_within_their_ttr(box: Box) -> None:
+    two = "@task('q')\ndef a(): pass\n@task('q', mode='prefork')\ndef b(): pass\n"
+    assert "all tasks of the queue 'q' must have the same mode=" in box.call("check", box.script(two)).stderr
+    long = "@task(mode='prefork', ttr=5, timeout=6)\ndef a(): pass\n"
+    assert "a time-out may not be longer than the ttr, 5 s" in box.call("check", box.script(long)).stderr
+    assert "is not one of fork, prefork" in box.call("check", box.script("@task(mode='x')\ndef a(): pass")).stderr

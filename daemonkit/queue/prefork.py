@@ -1,0 +1,128 @@
+"""Processes that are kept for tasks that are many and short, each with a broker's connection of its own.
+
+Nobody touches a task here, so it must be done within its ttr.  Short ones are reserved several at a time, and told
+several at a time: one step at the broker for all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import select
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from daemonkit.errors import PayloadError
+from daemonkit.processes.worker import StopFlag
+from daemonkit.queue import current, errand, payload
+from daemonkit.queue.broker import Broker, Bury, Delete, Outcome, Release, Reservation
+from daemonkit.queue.connect import connect
+from daemonkit.queue.link import Link, next_look
+from daemonkit.queue.run import LOST, REASON
+from daemonkit.queue.task import Task
+
+log = logging.getLogger("daemonkit.queue")
+
+_MOST: Final = 32  # tasks that are reserved at a time
+_BATCH_TIME: Final = 0.02  # seconds that a batch may take: a stop, and what is more urgent, wait for its end
+_LONGEST: Final = 3600.0  # seconds of a wait
+
+
+class Prefork:
+    """One such process."""
+
+    def __init__(self, url: str, tasks: Mapping[str, Task[..., Any]], stop: StopFlag) -> None:
+        """Consume the one queue of ``tasks`` from the broker at ``url``."""
+        self._url = url
+        self._tasks = tasks
+        self._stop = stop
+        self._queue = next(iter(tasks.values())).policy.queue
+        self._batch = 1
+        self._link = Link(self._connect)
+
+    def run(self, hooks: tuple[Callable[[], Any], ...]) -> None:
+        """Consume until the flag is set."""
+        for hook in hooks:
+            hook()
+        while not self._stop.is_set():
+            self._turn()
+        if self._link.outcomes:
+            self._link.exchange({}, 0, time.monotonic())
+        self._link.give_up()
+        self._link.close()
+
+    def _connect(self) -> Broker:
+        broker = connect(self._url)
+        broker.watch()
+        broker.announce([self._queue], 1)
+        if count := broker.recover():
+            log.warning("%d task(s) of a consumer that has ended are tried again", count)
+        return broker
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        if self._link.wants_at > now:
+            self._sleep(self._link.wants_at - now)
+            return
+        found = self._link.exchange({self._queue: self._batch}, self._batch, now)
+        if found is None:
+            return
+        for reservation in found.lost:
+            log.error("task %s of %s is no longer ours: it took longer than its ttr", reservation.id, reservation.queue)
+        self._link.look(now if found.reserved else next_look(found, self._batch, now))
+        began = time.monotonic()
+        for number, reservation in enumerate(found.reserved):
+            if self._stop.is_set() or time.monotonic() - began > _BATCH_TIME * 5:  # one of them was no short one
+                self._link.outcomes += [Release(each) for each in found.reserved[number:]]
+                self._batch = 1
+                return
+            self._link.outcomes.append(self._do(reservation))
+        if found.reserved:
+            each = (time.monotonic() - began) / len(found.reserved)
+            self._batch = max(min(int(_BATCH_TIME / each), self._batch * 2, _MOST), 1)
+
+    def _sleep(self, seconds: float) -> None:
+        poll = select.poll()
+        poll.register(self._stop.fileno(), select.POLLIN)
+        broker = self._link.fileno(time.monotonic())
+        if broker is not None:
+            poll.register(broker, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(min(seconds, _LONGEST) * 1000 + 0.999)}
+        if self._stop.fileno() in ready:
+            self._stop.drain()
+        if broker in ready:
+            self._link.heard(time.monotonic())
+
+    def _do(self, reservation: Reservation) -> Outcome:
+        try:
+            call = payload.decode(reservation.body)
+            task = self._tasks[call.name_among(self._tasks)]
+            task.check(call)
+        except PayloadError as error:
+            return _bury(reservation, str(error))
+        policy, attempt = task.policy, reservation.failures + 1
+        if reservation.failures > policy.max_retries + LOST:
+            return _bury(reservation, f"begun {reservation.failures} times, and each time its process has died or hung")
+        running = current.Running(reservation.queue, reservation.id, reservation.token, attempt)
+        current.begin(running, self._tell)
+        kind, words = errand.perform(task, call, policy.soft_timeout or policy.timeout)
+        if kind == errand.DONE:
+            return Delete(reservation, words if policy.keep_result else None, policy.keep_result)
+        reason = words.decode(errors="replace")[:REASON]
+        if attempt > policy.max_retries:
+            return _bury(reservation, reason)
+        why, _, trace = reason.partition("\n")
+        delay = policy.wait(reservation.failures, random.random())
+        what = f"attempt {attempt} of {policy.max_retries + 1}, again in {delay:.1f} s"
+        log.warning("task %s of %s: %s; %s%s", reservation.id, reservation.queue, why, what, trace and f"\n{trace}")
+        return Release(reservation, delay, reason)
+
+    def _tell(self, progress: str) -> None:
+        """It is seen when the task ends at the latest: too short a task for more."""
+
+
+def _bury(reservation: Reservation, reason: str) -> Bury:
+    why, _, trace = reason.partition("\n")
+    log.error("task %s of %s: %s; buried%s", reservation.id, reservation.queue, why, trace and f"\n{trace}")
+    return Bury(reservation, reason)
