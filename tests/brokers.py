@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -29,20 +32,18 @@ class RedisServer:
         """Start it, and return when it answers."""
         program = shutil.which("redis-server")
         assert program is not None, "redis-server is not installed (Debian: redis-server)"
-        log = self.path / "redis.log"
+        log, pidfile = self.path / "redis.log", self.path / "redis.pid"
         log.unlink(missing_ok=True)
-        self.process = subprocess.Popen(
-            [
-                *(program, "--port", "0", "--unixsocket", str(self.socket)),
-                *("--dir", str(self.path), "--logfile", str(log), *self._options),
-            ],
-            stdin=subprocess.DEVNULL,
-        )
+        # A daemon of its own, and no child of ours: there are tests that look at those.
+        where = ["--dir", str(self.path), "--logfile", str(log), "--pidfile", str(pidfile), "--daemonize", "yes"]
+        command = [program, "--port", "0", "--unixsocket", str(self.socket), *where, *self._options]
+        subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
 
         def is_ready() -> bool | None:
             return (log.exists() and "ready to accept connections at" in log.read_text()) or None
 
         assert wait_until(str(self.path), is_ready, PATIENCE), log.read_text()
+        self.pid = int(pidfile.read_text())
 
     def command(self, *words: str) -> bytes:
         """What it answers to a command, raw."""
@@ -54,8 +55,9 @@ class RedisServer:
 
     def kill(self) -> None:
         """kill -9."""
-        self.process.kill()
-        self.process.wait(PATIENCE)
+        with open(os.pidfd_open(self.pid), "rb", buffering=0) as pidfd:
+            signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
+            assert select.select([pidfd], [], [], PATIENCE)[0]
 
 
 @contextlib.contextmanager
