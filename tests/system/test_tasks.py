@@ -322,7 +322,7 @@ def test_a_soft_timeout_is_raised_in_the_task_which_may_tidy_up(box: Box, make: 
     mailer.push(call("slow"))
     mailer.start()
     mailer.await_out("tidied up")
-    box.await_log("TaskTimeout: not done after its soft_timeout, 100ms")
+    box.await_log("TaskTimeout: not done after its time-out, 100ms")
 
 
 def test_a_task_runs_longer_than_its_ttr_and_nobody_else_gets_it(box: Box, make: Make, gate: Gate) -> None:
