@@ -337,11 +337,11 @@ def test_a_task_runs_longer_than_its_ttr_and_nobody_else_gets_it(box: Box, make:
         "--concurrency",
         "3",
     )
-    id = mailer.push(call("wait", str(box.path / "gate")), ttr=0.3)
+    id = mailer.push(call("wait", str(box.path / "gate")), ttr=1.5)
     mailer.start()
     mailer.await_out("begun")
-    mailer.push(b"{}", delay=1)
-    mailer.await_buried()  # a second has passed
+    mailer.push(b"{}", delay=3)
+    mailer.await_buried()  # three seconds have passed
     task = mailer.broker.peek(id)
     assert task is not None
     assert (task.state, task.reserves, task.timeouts) == (State.RESERVED, 1, 0)
