@@ -119,6 +119,37 @@ broker.close()
     assert elsewhere(path, program) == f"{[0] * 10} 10"
 
 
+def test_forks_while_other_threads_put_tasks_of_a_script_do_not_stand_still(path: str) -> None:
+    program = f"""
+if sys.version_info >= (3, 12):
+    import warnings
+    warnings.simplefilter("ignore", DeprecationWarning)
+from daemonkit import Daemon
+daemon = Daemon("fk", broker="sqlite:" + {path!r})
+@daemon.task
+def say(word): pass
+stop = threading.Event()
+def put():
+    while not stop.is_set():
+        say.put("thread")
+threads = [threading.Thread(target=put) for _ in range(3)]
+for each in threads: each.start()
+codes = []
+for _ in range(20):
+    signal.alarm(20)
+    if (pid := os.fork()) == 0:
+        signal.alarm(20)
+        say.put("child")
+        os._exit(0)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+stop.set()
+for each in threads: each.join()
+print(set(codes), len(codes))
+broker.close()
+"""
+    assert elsewhere(path, program) == "{0} 20"
+
+
 def test_a_child_does_not_hold_the_lock_of_a_producer_that_was_killed(path: str, broker: SqliteBroker) -> None:
     program = """
 reader, writer = os.pipe()

@@ -18,7 +18,6 @@ import fcntl
 import os
 import sqlite3
 import stat
-import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from daemonkit.errors import BrokerError, BrokerFull
 from daemonkit.ipc.bound import interrupted_after
 from daemonkit.queue import statements
 from daemonkit.queue.disk import file_system_of, is_network
+from daemonkit.queue.forking import before_fork, exclusively
 
 PATIENCE: Final = 10.0  # seconds that a writer waits for the others
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -58,7 +58,7 @@ class Database:
             )
         if not make and not os.path.exists(path):
             raise BrokerError(f"open {path}: no queue is there; nothing was put yet, or another --broker is meant")
-        with _exclusively, self._told():
+        with exclusively, self._told():
             self._open()
         _all.add(self)
 
@@ -70,7 +70,7 @@ class Database:
             BrokerFull: there is no room on the disk.
             BrokerError: the file cannot be written.
         """
-        with _exclusively, self._told():
+        with exclusively, self._told():
             connection = self._living()
             with self._alone():
                 connection.execute("BEGIN IMMEDIATE")
@@ -88,7 +88,7 @@ class Database:
         Raises:
             BrokerError: the file cannot be read.
         """
-        with _exclusively, self._told():
+        with exclusively, self._told():
             yield self._living()
 
     def await_writer(self, patience: float) -> bool:
@@ -99,7 +99,7 @@ class Database:
         Raises:
             BrokerError: the file cannot be used.
         """
-        with _exclusively, self._told():
+        with exclusively, self._told():
             self._living()
             if not self._take_lock(patience):
                 return False
@@ -110,7 +110,7 @@ class Database:
         """Close the connection; the last one to do so folds the log into the file."""
         _all.discard(self)
         if self._pid == os.getpid():
-            with _exclusively, self._told():
+            with exclusively, self._told():
                 self._shut()
 
     def doctor(self) -> list[str]:
@@ -248,15 +248,12 @@ def _file_at(path: str) -> tuple[int, int] | None:
 
 
 _all: weakref.WeakSet[Database] = weakref.WeakSet()
-# Held by whoever uses SQLite in this process, and over each fork: so no thread is within it, nor any lock held, then.
-_exclusively = threading.RLock()
 
 
-def _before_fork() -> None:
-    _exclusively.acquire()
+def _shut_all() -> None:
     for database in list(_all):
         if database._pid == os.getpid():
             database._shut()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_exclusively.release, after_in_child=_exclusively.release)
+before_fork.append(_shut_all)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from daemonkit.config.options import name_of
 from daemonkit.config.trust import prepare_run_dir
 from daemonkit.queue.broker import Broker, NewTask
 from daemonkit.queue.connect import connect
+from daemonkit.queue.forking import exclusively
 
 
 class Outlet:
@@ -23,9 +23,7 @@ class Outlet:
         self._find_url = find_url
         self._broker: Broker | None = None
         self._forsaken: list[Broker | None] = []
-        self._lock = threading.RLock()
-        # Held over a fork: so nobody is in the middle of a put, or of loading what puts need, then.
-        os.register_at_fork(before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._forsake)
+        os.register_at_fork(after_in_child=self._forsake)
 
     def put_many(self, queue: str, tasks: Sequence[NewTask]) -> list[str]:
         """Put ``tasks``, all or none; return their ids.
@@ -45,13 +43,12 @@ class Outlet:
             UsageError: the broker's URL cannot be meant.
             BrokerError: it cannot be reached.
         """
-        with self._lock:
+        with exclusively:
             if self._broker is None:
                 self._broker = connect(self._find_url())
             yield self._broker
 
     def _forsake(self) -> None:
-        self._lock.release()
         self._forsaken.append(self._broker)  # the parent's, which must not even be closed here
         self._broker = None
 
