@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import select
 import time
 from collections.abc import Callable, Mapping
@@ -21,12 +20,12 @@ from daemonkit.processes.receipt import Receipt
 from daemonkit.processes.worker import StopFlag, Worker
 from daemonkit.queue import errand, payload
 from daemonkit.queue.admission import SHOWN, Admission
-from daemonkit.queue.broker import Broker, Bury, Delete, Release, Reservation
+from daemonkit.queue.broker import Broker, Delete, Release, Reservation
 from daemonkit.queue.connect import connect
 from daemonkit.queue.crew import Crew
 from daemonkit.queue.link import Link, next_look
 from daemonkit.queue.prefork import Prefork
-from daemonkit.queue.run import LOST, Run
+from daemonkit.queue.run import LOST, Run, bury, fail
 from daemonkit.queue.task import Task
 
 log = logging.getLogger("daemonkit.queue")
@@ -154,11 +153,12 @@ class Consumer:
             name = call.name_among(self._tasks)
             self._tasks[name].check(call)
         except PayloadError as error:
-            self._bury(reservation, str(error))
+            self._link.outcomes.append(bury(reservation, str(error)))
             return
         policy = self._tasks[name].policy
         if reservation.failures > policy.max_retries + LOST:
-            self._bury(reservation, f"begun {reservation.failures} times, and each time its consumer has died or hung")
+            reason = f"begun {reservation.failures} times, and each time its consumer has died or hung"
+            self._link.outcomes.append(bury(reservation, reason))
             return
         run = Run(reservation, policy, time.monotonic())
         try:
@@ -170,11 +170,6 @@ class Consumer:
             self._link.outcomes.append(Release(reservation, _NO_ROOM))
             return
         self._runs[run.child.id] = run
-
-    def _bury(self, reservation: Reservation, reason: str) -> None:
-        why, _, trace = reason.partition("\n")
-        log.error("task %s of %s: %s; buried%s", reservation.id, reservation.queue, why, trace and f"\n{trace}")
-        self._link.outcomes.append(Bury(reservation, reason))
 
     def _ended(self, row: Child, receipt: Receipt) -> None:
         self._read()  # its last words were sent before its end was told
@@ -189,20 +184,7 @@ class Consumer:
         elif run.is_given_back:
             self._link.outcomes.append(Release(run.reservation))
         else:
-            self._fail(run, receipt)
-
-    def _fail(self, run: Run, receipt: Receipt) -> None:
-        reservation, policy = run.reservation, run.policy
-        reason = run.reason(receipt)
-        attempt = reservation.failures + 1
-        if attempt > policy.max_retries:
-            self._bury(reservation, reason)
-            return
-        why, _, trace = reason.partition("\n")
-        delay = policy.wait(reservation.failures, random.random())
-        what = f"attempt {attempt} of {policy.max_retries + 1}, again in {delay:.1f} s"
-        log.warning("task %s of %s: %s; %s%s", reservation.id, reservation.queue, why, what, trace and f"\n{trace}")
-        self._link.outcomes.append(Release(reservation, delay, reason))
+            self._link.outcomes.append(fail(run.reservation, run.policy, run.reason(receipt)))
 
     def _read(self) -> None:
         for message in self._crew.words():

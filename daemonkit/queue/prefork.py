@@ -7,7 +7,6 @@ several at a time: one step at the broker for all of them.
 from __future__ import annotations
 
 import logging
-import random
 import select
 import time
 from collections.abc import Callable, Mapping
@@ -16,10 +15,10 @@ from typing import Any, Final
 from daemonkit.errors import PayloadError
 from daemonkit.processes.worker import StopFlag
 from daemonkit.queue import current, errand, payload
-from daemonkit.queue.broker import Broker, Bury, Delete, Outcome, Release, Reservation
+from daemonkit.queue.broker import Broker, Delete, Outcome, Release, Reservation
 from daemonkit.queue.connect import connect
 from daemonkit.queue.link import Link, next_look
-from daemonkit.queue.run import LOST, REASON
+from daemonkit.queue.run import LOST, REASON, bury, fail
 from daemonkit.queue.task import Task
 
 log = logging.getLogger("daemonkit.queue")
@@ -100,29 +99,16 @@ class Prefork:
             task = self._tasks[call.name_among(self._tasks)]
             task.check(call)
         except PayloadError as error:
-            return _bury(reservation, str(error))
+            return bury(reservation, str(error))
         policy, attempt = task.policy, reservation.failures + 1
         if reservation.failures > policy.max_retries + LOST:
-            return _bury(reservation, f"begun {reservation.failures} times, and each time its process has died or hung")
+            return bury(reservation, f"begun {reservation.failures} times, and each time its process has died or hung")
         running = current.Running(reservation.queue, reservation.id, reservation.token, attempt)
         current.begin(running, self._tell)
         kind, words = errand.perform(task, call, policy.soft_timeout or policy.timeout)
         if kind == errand.DONE:
             return Delete(reservation, words if policy.keep_result else None, policy.keep_result)
-        reason = words.decode(errors="replace")[:REASON]
-        if attempt > policy.max_retries:
-            return _bury(reservation, reason)
-        why, _, trace = reason.partition("\n")
-        delay = policy.wait(reservation.failures, random.random())
-        what = f"attempt {attempt} of {policy.max_retries + 1}, again in {delay:.1f} s"
-        log.warning("task %s of %s: %s; %s%s", reservation.id, reservation.queue, why, what, trace and f"\n{trace}")
-        return Release(reservation, delay, reason)
+        return fail(reservation, policy, words.decode(errors="replace")[:REASON])
 
     def _tell(self, progress: str) -> None:
-        """It is seen when the task ends at the latest: too short a task for more."""
-
-
-def _bury(reservation: Reservation, reason: str) -> Bury:
-    why, _, trace = reason.partition("\n")
-    log.error("task %s of %s: %s; buried%s", reservation.id, reservation.queue, why, trace and f"\n{trace}")
-    return Bury(reservation, reason)
+        """Nobody is told how far a task has come that is over in a moment."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import random
 from typing import Final
 
 from daemonkit.processes.children import Child
 from daemonkit.processes.receipt import Receipt
-from daemonkit.queue.broker import Reservation, Touch
+from daemonkit.queue.broker import Bury, Release, Reservation, Touch
 from daemonkit.queue.declare import Policy
 
 TOUCHES: Final = 3  # within a ttr
+log = logging.getLogger("daemonkit.queue")
+
 LOST: Final = 3  # reservations that nobody ended, beyond max_retries, before a task is taken for the cause
 REASON: Final = 20_000  # characters of a failure that are kept
 _PAUSE: Final = 1.0  # seconds between two tellings of how far a task has come
@@ -50,3 +54,22 @@ class Run:
         words, _, trace = self.words.decode(errors="replace").partition("\n")
         why = f"{words} ({receipt})" if words else str(receipt)
         return f"{why}\n{trace}".rstrip()[:REASON]
+
+
+def bury(reservation: Reservation, reason: str) -> Bury:
+    """It will never do: what the broker is told, and the log."""
+    why, _, trace = reason.partition("\n")
+    log.error("task %s of %s: %s; buried%s", reservation.id, reservation.queue, why, trace and f"\n{trace}")
+    return Bury(reservation, reason)
+
+
+def fail(reservation: Reservation, policy: Policy, reason: str) -> Release | Bury:
+    """An attempt has failed: what the broker is told, and the log."""
+    attempt = reservation.failures + 1
+    if attempt > policy.max_retries:
+        return bury(reservation, reason)
+    why, _, trace = reason.partition("\n")
+    delay = policy.wait(reservation.failures, random.random())
+    what = f"attempt {attempt} of {policy.max_retries + 1}, again in {delay:.1f} s"
+    log.warning("task %s of %s: %s; %s%s", reservation.id, reservation.queue, why, what, trace and f"\n{trace}")
+    return Release(reservation, delay, reason)
