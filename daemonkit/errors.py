@@ -25,7 +25,8 @@
     ├── StopTimeout           (TimeoutError)      still there when the time was up
     ├── MissingLibrary        (ImportError)       an optional library is wanted, and is not installed
     ├── BrokerError           (ConnectionError)   the broker of a queue cannot be reached, or refuses
-    │   └── BrokerFull        (OSError)           ... for want of room on its disk or in its memory
+    │   ├── BrokerFull        (OSError)           ... for want of room on its disk or in its memory
+    │   └── PutUncertain                          ... was lost before it had said that a task is put
     ├── NoSuchTask            (LookupError)       the broker has no such task, or not in such a state
     ├── PayloadError          (ValueError)        a task's body is none that a declared task can be called with
     ├── TaskFailed            (RuntimeError)      a task whose result is wanted has failed for good
@@ -181,6 +182,11 @@ class BrokerError(DaemonkitError, ConnectionError):
 
 class BrokerFull(BrokerError):
     """The broker has no room, on its disk or in its memory; nothing was put."""
+
+
+class PutUncertain(BrokerError):
+    """The broker was lost before it had answered: tasks may have been put or not, and only the caller can know
+    whether putting them again, and so perhaps doing them twice, is the lesser evil."""
 
 
 class NoSuchTask(DaemonkitError, LookupError):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,82 @@ class RedisServer:
         with open(os.pidfd_open(self.pid), "rb", buffering=0) as pidfd:
             signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
             assert select.select([pidfd], [], [], PATIENCE)[0]
+
+
+class Beanstalkd:
+    """A beanstalkd of our own."""
+
+    def __init__(self, path: Path, *options: str, port: int | None = None) -> None:
+        """Its files are in ``path``; ``options`` as on its command line."""
+        self.path = path
+        self.socket = path / "beanstalkd.sock"
+        self.url = f"beanstalk:{self.socket}" if port is None else f"beanstalk://127.0.0.1:{port}"
+        self._where = ["-l", f"unix:{self.socket}"] if port is None else ["-l", "127.0.0.1", "-p", str(port)]
+        self._port = port
+        self._options = options
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        program = shutil.which("beanstalkd")
+        assert program is not None, "beanstalkd is not installed (Debian: beanstalkd)"
+        self.socket.unlink(missing_ok=True)
+        with open(self.path / "beanstalkd.log", "ab") as log:
+            # A daemon of its own, and no child of ours: there are tests that look at those.
+            command = ["setsid", "--fork", program, *self._where, *self._options]
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self.pid = int(dict(self._stats())["pid"])
+                return
+            except (FileNotFoundError, ConnectionRefusedError):  # it tells nobody when it is ready
+                assert time.monotonic() < until, (self.path / "beanstalkd.log").read_text()
+                wait_until(str(self.path), lambda: self.socket.exists() or None, 0.05)
+
+    def command(self, *lines: bytes) -> bytes:
+        """What it answers to commands, raw; the first answer as far as it comes at once."""
+        with self._connected() as sock:
+            sock.sendall(b"".join(line + b"\r\n" for line in lines))
+            return sock.recv(65536)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """kill -9."""
+        with open(os.pidfd_open(self.pid), "rb", buffering=0) as pidfd:
+            signal.pidfd_send_signal(pidfd.fileno(), number)
+            assert select.select([pidfd], [], [], PATIENCE)[0]
+
+    def signal(self, number: int) -> None:
+        """Send it one that it lives on after."""
+        os.kill(self.pid, number)
+
+    def _connected(self) -> socket.socket:
+        if self._port is not None:
+            return socket.create_connection(("127.0.0.1", self._port), PATIENCE)
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(PATIENCE)
+        try:
+            sock.connect(str(self.socket))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def _stats(self) -> Iterator[tuple[str, str]]:
+        for line in self.command(b"stats").decode().splitlines():
+            key, colon, value = line.partition(": ")
+            if colon:
+                yield key, value
+
+
+@contextlib.contextmanager
+def beanstalkd(path: Path, *options: str, port: int | None = None) -> Iterator[Beanstalkd]:
+    """A server that ends with the block."""
+    server = Beanstalkd(path, *(options or ("-z", "1073741824")), port=port)
+    try:
+        yield server
+    finally:
+        server.kill()
 
 
 @contextlib.contextmanager

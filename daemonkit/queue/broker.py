@@ -20,7 +20,7 @@ from __future__ import annotations
 import abc
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 DEFAULT_PRIORITY: Final = 1024
 MOST_PRIORITY: Final = 2**32 - 1
@@ -132,7 +132,7 @@ class ConsumerInfo(NamedTuple):
 
     owner: str
     queues: tuple[str, ...]
-    concurrency: int
+    concurrency: int | None  # None: the broker does not know
     busy: int  # tasks that it has reserved
 
 
@@ -152,10 +152,14 @@ class Broker(abc.ABC):
     """
 
     url: str
+    keeps_keys: ClassVar[bool] = True  # otherwise a put with one raises UsageError
+    keeps_results: ClassVar[bool] = True  # otherwise they are dropped, and ``result`` raises UsageError
 
     @abc.abstractmethod
     def put_many(self, queue: str, tasks: Sequence[NewTask]) -> list[str]:
         """Put ``tasks``, all or none; return their ids, in order.
+
+        Raises PutUncertain when nobody can know which of the two.
 
         When this returns, they are kept: what that is worth when the machine loses power, ``doctor`` tells.
         """
@@ -186,7 +190,10 @@ class Broker(abc.ABC):
 
     @abc.abstractmethod
     def watch(self) -> int:
-        """A descriptor that is readable when ``exchange`` may have more to give; call ``drain`` before looking."""
+        """A descriptor that is readable when there may be more to get than the last ``exchange`` has given.
+
+        To be called each time before it is waited for; call ``drain`` before looking.
+        """
 
     @abc.abstractmethod
     def drain(self) -> None:
@@ -229,8 +236,8 @@ class Broker(abc.ABC):
         """All queues that have tasks, or are paused, by name."""
 
     @abc.abstractmethod
-    def ahead(self, task: Task) -> int:
-        """How many ready tasks of its queue come before ``task``, which is ready."""
+    def ahead(self, task: Task) -> int | None:
+        """How many ready tasks of its queue come before ``task``, which is ready; None: the broker does not know."""
 
     @abc.abstractmethod
     def doctor(self) -> list[str]:

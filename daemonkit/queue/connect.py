@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from urllib.parse import parse_qsl
 
 from daemonkit.errors import UsageError
 from daemonkit.queue.broker import Broker
 
-SCHEMES = ("sqlite", "redis", "rediss", "unix", "sentinel")
+SCHEMES = ("sqlite", "redis", "rediss", "unix", "sentinel", "beanstalk")
+_SERVER = re.compile(r"(?P<host>[^\s:/@\[\]]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>\d{1,5}))?")
 
 
 def connect(url: str, *, make: bool = True) -> Broker:
     """Open the broker that ``url`` names.
 
     ``sqlite:PATH``, ``sqlite:PATH?synchronous=NORMAL``; ``redis://HOST:PORT/DB``, ``rediss://...`` (TLS), ``unix://PATH``,
-    ``sentinel://HOST:PORT,HOST:PORT/SERVICE/DB``.
+    ``sentinel://HOST:PORT,HOST:PORT/SERVICE/DB``; ``beanstalk://HOST:PORT,HOST:PORT``, ``beanstalk:PATH``.
 
     ``make``: a file that is not there.
 
@@ -32,9 +34,31 @@ def connect(url: str, *, make: bool = True) -> Broker:
         raise UsageError(f"broker {url!r}: {hint}")
     if scheme == "sqlite":
         return _sqlite(url, rest, make)
+    if scheme == "beanstalk":
+        return _beanstalk(url, rest)
     from daemonkit.queue.redisbroker import RedisBroker
 
     return RedisBroker(url)
+
+
+def _beanstalk(url: str, rest: str) -> Broker:
+    from daemonkit.queue.beanstalk import PORT
+    from daemonkit.queue.beanstalkbroker import BeanstalkBroker
+
+    if not rest.startswith("//"):
+        if not os.path.isabs(rest):
+            raise UsageError(f"broker {url!r}: a socket's path must begin with /, hosts with //")
+        return BeanstalkBroker(url, [rest])
+    servers = []
+    for word in rest.removeprefix("//").rstrip("/").split(","):
+        found = _SERVER.fullmatch(word)
+        port = int(found["port"] or PORT) if found else 0
+        if found is None or not 0 < port < 65536:
+            raise UsageError(f"broker {url!r}: {word!r} is no HOST, HOST:PORT or [ADDRESS]:PORT")
+        servers.append(f"{found['host']}:{port}")
+    if len(set(servers)) < len(servers):
+        raise UsageError(f"broker {url!r}: a server stands there twice")
+    return BeanstalkBroker(url, servers)
 
 
 def _sqlite(url: str, rest: str, make: bool) -> Broker:

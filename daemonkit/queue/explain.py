@@ -21,14 +21,14 @@ def explain(broker: Broker, task: Task) -> list[str]:
 
 def _ready(broker: Broker, task: Task) -> list[str]:
     ahead = broker.ahead(task)
-    lines = [f"task {task.id} of {task.queue} is ready, {ahead or 'no'} task(s) of its queue before it"]
+    before = "" if ahead is None else f", {ahead or 'no'} task(s) of its queue before it"
+    lines = [f"task {task.id} of {task.queue} is ready{before}"]
     consumers = [each for each in broker.consumers() if task.queue in each.queues]
     if not consumers:
         lines.append(f"no consumer takes tasks of {task.queue}; start a daemon whose script declares one")
     for each in consumers:
-        lines.append(
-            f"consumer {each.owner} takes {', '.join(each.queues)}; {each.busy} of {each.concurrency} are busy"
-        )
+        of = "" if each.concurrency is None else f" of {each.concurrency}"
+        lines.append(f"consumer {each.owner} takes {', '.join(each.queues)}; {each.busy}{of} are busy")
     return lines
 
 
@@ -38,7 +38,7 @@ def _delayed(broker: Broker, task: Task) -> list[str]:
 
 def _reserved(broker: Broker, task: Task) -> list[str]:
     left = describe(round(task.left or 0))
-    line = f"task {task.id} of {task.queue} is being done by {task.owner}, attempt {task.failures + 1}"
+    line = f"task {task.id} of {task.queue} is being done by {task.owner or 'somebody'}, attempt {task.failures + 1}"
     if is_dead(task.owner):
         return [f"{line}; that has ended, and it is given back within {left}, or when a consumer starts"]
     return [f"{line}; if that is not heard of any more, it is given back in {left}"]

@@ -1,7 +1,8 @@
 """Move tasks from one queue to another, of the same broker or of two, and lose none.
 
 A task is put where it goes before it is deleted where it was, with a key that names it: done again after an
-interruption, nothing is there twice.  What a consumer takes meanwhile, stays his.
+interruption, nothing is there twice; beanstalkd keeps no keys, so there it may be.  What a consumer takes meanwhile,
+stays his.
 """
 
 from __future__ import annotations
@@ -80,4 +81,5 @@ class Transfer:
         return self._target.put_many(self._target_queue, tasks)
 
     def _again(self, task: Reservation | Task, id: str, delay: float = 0.0) -> NewTask:
-        return NewTask(task.body, task.priority, delay, task.ttr, f"{self._source.url[-150:]}#{id}")
+        key = f"{self._source.url[-150:]}#{id}" if self._target.keeps_keys else None
+        return NewTask(task.body, task.priority, delay, task.ttr, key)

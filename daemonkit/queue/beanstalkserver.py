@@ -1,0 +1,332 @@
+"""One beanstalkd of those that a broker uses: what we have reserved there, and who waits there for us.
+
+Two connections.  What is reserved belongs to the first, which never waits, so that a touch is never late.  The second
+waits in ``reserve``; what it is given it gives back at once, and the first takes it.
+
+The server has no token, no place for reasons and failures, and no fractions of a second.  The token is the consumer's
+clock.  A task that has failed is put anew with its history before its body, then deleted: its id is another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from daemonkit.errors import BrokerError, BrokerFull, PutUncertain
+from daemonkit.queue.beanstalk import Connection, Reply, put
+from daemonkit.queue.broker import Bury, Delete, NewTask, Outcome, Release, Reservation, Touch
+from daemonkit.queue.history import History, plain, unwrap, wrap
+from daemonkit.queue.waiter import Waiter
+
+_FIRST: Final = 0.25  # seconds until a server that cannot be reached is tried again, beside others; doubled
+_LONGEST: Final = 15.0  # up to this
+_MOST: Final = 32  # tasks that are reserved in one round trip
+INSTANCE: Final = 8  # digits of a server's instance that an id shows
+
+
+class Refused(BrokerError):
+    """The server puts nothing at present: it was told to drain, or cannot be reached; another one may."""
+
+
+class Server:
+    """Connected when it is wanted, and again when that was lost."""
+
+    def __init__(self, where: str) -> None:
+        """Nothing is sent yet."""
+        self.where = where
+        self.retry_at = 0.0  # monotonic seconds, before which it is left alone while there are others
+        self.waiter = Waiter(where)
+        self._main: Connection | None = None
+        self._facts: Mapping[str, str] = {"id": "", "max-job-size": "0"}  # stats when it was connected last
+        self._held: dict[int, Reservation] = {}  # by the job's number
+        self._settled: set[int] = set()  # tokens of those that have been told, or may have been
+        self._token = 0
+        self._pause = _FIRST
+        self._batch = 1
+
+    def ask(self, *commands: bytes) -> list[Reply]:
+        """Have ``commands`` done, over a new connection if need be.
+
+        Raises:
+            BrokerError: it cannot be reached, or the connection was lost.
+        """
+        connection = self.connection()
+        with self.losing():
+            return connection.ask(commands)
+
+    def connection(self) -> Connection:
+        """That which holds our reservations.
+
+        Raises:
+            BrokerError: it cannot be reached.
+        """
+        if self._main is None:
+            with self.losing():
+                self._main = self._connected()
+            self._pause, self.retry_at = _FIRST, 0.0
+        return self._main
+
+    def _connected(self) -> Connection:
+        connection = Connection(self.where)
+        facts = connection.ask([b"stats"])[0].fields
+        if facts["id"] != self._facts["id"]:  # another life of the server, in which a number may be another job's
+            self._held.clear()
+            self._settled.clear()
+        self._facts = facts
+        # What the lost connection held, is nobody's now; its children may still be at work.
+        jobs = list(self._held)
+        for job, reply in zip(jobs, connection.ask([b"reserve-job %d" % job for job in jobs]), strict=True):
+            if reply.word == "NOT_FOUND":
+                del self._held[job]
+        return connection
+
+    @contextlib.contextmanager
+    def losing(self) -> Iterator[None]:
+        """When it cannot be reached, both connections are closed, and it is left alone for a while."""
+        try:
+            yield
+        except BrokerError:
+            self.close()
+            self.retry_at = time.monotonic() + self._pause
+            self._pause = min(self._pause * 2, _LONGEST)
+            raise
+
+    def close(self) -> None:
+        """Close both connections: what is reserved goes back at once."""
+        self.waiter.close()
+        if self._main is not None:
+            self._main.close()
+            self._main = None
+
+    def job(self, id: str) -> int | None:
+        """The number of the job that ``id`` names; None if it is none of this server's present life.
+
+        Raises:
+            BrokerError: it cannot be reached.
+        """
+        number, _, instance = id.partition("-")
+        if not (number.isascii() and number.isdecimal() and len(number) < 20 and len(instance) == INSTANCE):
+            return None
+        self.connection()
+        return int(number) if self._facts["id"][:INSTANCE] == instance else None
+
+    def id(self, job: int) -> str:
+        """What names a job outside."""
+        return f"{job}-{self._facts['id'][:INSTANCE]}"
+
+    def put(self, queue: str, tasks: Sequence[NewTask]) -> list[str]:
+        """Put ``tasks``; return their ids.
+
+        Raises:
+            Refused: it cannot be reached, or is told to drain; nothing was put.
+            BrokerFull: it has no memory, or no disk, for more; nothing was put.
+            PutUncertain: the connection was lost before the answer.
+            BrokerError: one is larger than it takes; nothing was put.
+        """
+        try:
+            connection = self.connection()
+        except BrokerError as error:
+            raise Refused(str(error)) from error
+        bodies, most = [plain(task.body) for task in tasks], int(self._facts["max-job-size"])
+        if (size := max(map(len, bodies))) > most:
+            raise BrokerError(f"put into {queue}: {size} bytes; beanstalkd at {self.where} takes up to {most} (-z)")
+        commands = [
+            put(task.priority, math.ceil(task.delay), math.ceil(task.ttr), body)
+            for task, body in zip(tasks, bodies, strict=True)
+        ]
+        try:
+            with self.losing():
+                replies = connection.ask([*connection.using(queue), *commands])[-len(commands) :]
+        except BrokerError as error:
+            raise PutUncertain(
+                f"put {len(tasks)} task(s) into {queue} at {self.where}: {error}; "
+                "some may be there: putting them again may do them twice"
+            ) from error
+        done = [reply.number for reply in replies if reply.word == "INSERTED"]
+        if len(done) == len(tasks):
+            return [self.id(job) for job in done]
+        buried = [reply.number for reply in replies if reply.word == "BURIED" and reply.number]
+        self.ask(*[b"delete %d" % job for job in (*done, *buried)])
+        if any(reply.word == "DRAINING" for reply in replies):
+            raise Refused(
+                f"put into {queue} at {self.where}: it is draining (SIGUSR1): it takes no more until restarted"
+            )
+        raise BrokerFull(f"put into {queue} at {self.where}: it has no room ({replies[-1].word}); nothing was put")
+
+    def reserve(self, room: dict[str, int], count: int) -> list[Reservation]:
+        """Reserve up to ``count`` tasks, of each queue as many as it has ``room``, which shrinks by that.
+
+        Raises:
+            BrokerError: it cannot be reached, or the connection was lost.
+        """
+        found: list[Reservation] = []
+        try:
+            self._reserve(found, room, count)
+        except BrokerError:
+            for reservation in found:  # which nobody will hear of: they are not to be taken again
+                del self._held[number(reservation)]
+            raise
+        return found
+
+    def _reserve(self, found: list[Reservation], room: dict[str, int], count: int) -> None:
+        while len(found) < count and (queues := [queue for queue, most in room.items() if most > 0]):
+            batch = min(count - len(found), self._batch, *(room[queue] for queue in queues))
+            commands = self.connection().watching(queues)
+            replies = self.ask(*commands, *[b"reserve-with-timeout 0"] * batch)
+            taken = {reply.number: reply.data for reply in replies if reply.word == "RESERVED"}
+            for reservation in self._learn(taken):
+                room[reservation.queue] -= 1
+                found.append(reservation)
+            if len(taken) < batch:
+                self._batch = max(len(taken), 1)
+                break
+            if batch == self._batch:
+                self._batch = min(batch * 2, _MOST)
+
+    def _learn(self, taken: Mapping[int, bytes]) -> list[Reservation]:
+        if not taken:
+            return []
+        found = []
+        replies = self.ask(*[b"stats-job %d" % job for job in taken])
+        for (job, data), reply in zip(taken.items(), replies, strict=True):
+            if reply.word == "OK":
+                fields = reply.fields
+                body, history = unwrap(data)
+                reservation = Reservation(
+                    fields["tube"],
+                    self.id(job),
+                    self._next_token(),
+                    body,
+                    int(fields["pri"]),
+                    float(fields["ttr"]),
+                    failures(fields, history, is_reserved=True),
+                )
+                self._held[job] = reservation
+                found.append(reservation)
+        return found
+
+    def _next_token(self) -> int:
+        """Microseconds by this machine's clock, and more than the one before."""
+        self._token = max(self._token + 1, time.time_ns() // 1000)
+        return self._token
+
+    def take(self, job: int) -> Reservation | None:
+        """Reserve this one, ready, delayed or buried; None if it is not there, or reserved.
+
+        Raises:
+            BrokerError: it cannot be reached, or the connection was lost.
+        """
+        reply = self.ask(b"reserve-job %d" % job)[0]
+        found = self._learn({job: reply.data} if reply.word == "RESERVED" else {})
+        return found[0] if found else None
+
+    def holds(self, job: int) -> bool:
+        """Whether we have reserved that, as far as we know."""
+        return job in self._held
+
+    def held(self, queue: str) -> list[int]:
+        """The numbers of those of ``queue`` that we have reserved."""
+        return [job for job, reservation in self._held.items() if reservation.queue == queue]
+
+    def is_of(self, reservation: Reservation) -> bool:
+        """Whether that was made here, in this life of the server as far as we know."""
+        return reservation.id.rpartition("-")[2] == self._facts["id"][:INSTANCE]
+
+    def settle(self, outcomes: Iterable[Outcome]) -> list[Reservation]:
+        """Tell the server what came of reservations; return those that are no longer ours.
+
+        Raises:
+            BrokerError: it cannot be reached, or the connection was lost; call it again with the same.
+        """
+        self.connection()  # which takes again what a lost one held
+        simple: dict[int, Outcome] = {}
+        anew: dict[int, Release | Bury] = {}
+        lost: list[Reservation] = []
+        for outcome in outcomes:
+            job = number(outcome.reservation)
+            held = self._held.get(job)
+            if held is None and outcome.reservation.token in self._settled:
+                continue  # before the connection was lost
+            if held is None or held.token != outcome.reservation.token:
+                lost.append(outcome.reservation)
+            elif isinstance(outcome, Bury) or (isinstance(outcome, Release) and outcome.reason is not None):
+                anew[job] = outcome
+            else:
+                simple[job] = outcome
+        lost += self._tell(simple)
+        lost += [outcome.reservation for job, outcome in anew.items() if not self._put_anew(job, outcome)]
+        self._settled.clear()
+        return lost
+
+    def _tell(self, outcomes: Mapping[int, Outcome]) -> list[Reservation]:
+        deleted = {each.reservation.token for each in outcomes.values() if isinstance(each, Delete)}
+        self._settled |= deleted  # should the answers be lost
+        replies = self.ask(*[_command(job, outcome) for job, outcome in outcomes.items()])
+        lost = []
+        for outcome, reply in zip(outcomes.values(), replies, strict=True):
+            if reply.word == "NOT_FOUND":
+                lost.append(outcome.reservation)
+            if reply.word == "NOT_FOUND" or not isinstance(outcome, Touch):
+                self._drop(outcome.reservation)
+        return lost
+
+    def _drop(self, reservation: Reservation) -> None:
+        del self._held[number(reservation)]
+        self._settled.add(reservation.token)
+
+    def _put_anew(self, job: int, outcome: Release | Bury) -> bool:
+        """Put the task with its history, then delete it; False: it is no longer ours."""
+        reservation = outcome.reservation
+        if self.ask(b"touch %d" % job)[0].word == "NOT_FOUND":
+            self._drop(reservation)
+            return False
+        priority = reservation.priority
+        if isinstance(outcome, Release) and outcome.priority is not None:
+            priority = outcome.priority
+        # Before it is buried, the copy waits as long as the original: if we die in between, it is done once more.
+        delay = math.ceil(reservation.ttr if isinstance(outcome, Bury) else outcome.delay)
+        history = History(reservation.failures + 1, outcome.reason, reservation.id)
+        body = wrap(reservation.body, history, int(self._facts["max-job-size"]))
+        copy = None if body is None else self._copy(reservation, priority, delay, body)
+        if copy is None:  # no room for its history: what can be said without is said
+            self.ask(_command(job, outcome))
+        else:
+            bury = [b"reserve-job %d" % copy, b"bury %d %d" % (copy, priority)] if isinstance(outcome, Bury) else []
+            self.ask(*bury, b"delete %d" % job)
+        self._drop(reservation)
+        return True
+
+    def _copy(self, reservation: Reservation, priority: int, delay: int, body: bytes) -> int | None:
+        command = put(priority, delay, math.ceil(reservation.ttr), body)
+        reply = self.ask(*self.connection().using(reservation.queue), command)[-1]
+        if reply.word == "BURIED":
+            self.ask(b"delete %d" % reply.number)
+        return reply.number if reply.word == "INSERTED" else None
+
+
+def _command(job: int, outcome: Outcome) -> bytes:
+    if isinstance(outcome, Delete):
+        return b"delete %d" % job
+    if isinstance(outcome, Touch):
+        return b"touch %d" % job
+    priority = outcome.reservation.priority
+    if isinstance(outcome, Bury):
+        return b"bury %d %d" % (job, priority)
+    if outcome.priority is not None:
+        priority = outcome.priority
+    return b"release %d %d %d" % (job, priority, math.ceil(outcome.delay))
+
+
+def failures(fields: Mapping[str, str], history: History, *, is_reserved: bool) -> int:
+    """Of a task since it was put or kicked: those that were told, and the reservations that nobody ended."""
+    reserves, releases, buries = (int(fields[name]) for name in ("reserves", "releases", "buries"))
+    told = 0 if int(fields["kicks"]) else history.failures
+    return told + max(reserves - releases - buries - is_reserved, 0)
+
+
+def number(reservation: Reservation) -> int:
+    """Of its job."""
+    return int(reservation.id.partition("-")[0])

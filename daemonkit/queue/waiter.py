@@ -1,0 +1,65 @@
+"""Waits at a beanstalkd for a task to become ready, on a connection of its own.
+
+What that is given it gives back at once, for the connection that holds reservations to take: that one is never blocked
+by a reserve, so a touch is never late (protocol.txt: commands are answered in order).
+"""
+
+from __future__ import annotations
+
+from daemonkit.errors import BrokerError
+from daemonkit.queue.beanstalk import Connection
+
+
+class Waiter:
+    """Connected while it waits, and until somebody closes it."""
+
+    def __init__(self, where: str) -> None:
+        """Nothing is sent yet."""
+        self._where = where
+        self._connection: Connection | None = None
+        self._queues: frozenset[str] | None = None  # those of the reserve that is not answered yet
+
+    def wait(self, queues: frozenset[str]) -> int:
+        """Wait for tasks of ``queues``; return a descriptor that is readable when there is one: then ``hear``.
+
+        Raises:
+            BrokerError: the server cannot be reached.
+        """
+        if self._queues is not None and self._queues != queues:
+            self.close()  # a reserve cannot be taken back otherwise
+        if self._connection is None:
+            self._connection = Connection(self._where)
+        if self._queues is None:
+            self._connection.ask(self._connection.watching(queues))
+            self._connection.send([b"reserve"])
+            self._queues = queues
+        return self._connection.fileno()
+
+    def fileno(self) -> int | None:
+        """The descriptor, while it waits."""
+        return None if self._connection is None or self._queues is None else self._connection.fileno()
+
+    def hear(self) -> None:
+        """Take in the answer.
+
+        Raises:
+            BrokerError: the connection was lost.
+        """
+        connection = self._connection
+        if connection is None or self._queues is None:
+            return
+        try:
+            found = connection.reply(b"reserve")
+            self._queues = None
+            if found.word == "RESERVED":
+                fields = connection.ask([b"stats-job %d" % found.number])[0].fields
+                connection.ask([b"release %d %s 0" % (found.number, fields["pri"].encode())])
+        except BrokerError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Wait no longer."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._queues = None
