@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +128,48 @@ class Beanstalkd:
                 yield key, value
 
 
+class Between:
+    """Passes on what a client and the server say, until it is told to cut the line before a reply."""
+
+    def __init__(self, server: Path, path: Path) -> None:
+        """Listen at ``path``, for one client at a time, in front of ``server``."""
+        self.path = path
+        self._server = server
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self.cut_before = b""  # a request with this is passed on, and its reply is not
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            with client, socket.socket(socket.AF_UNIX) as server:
+                server.connect(str(self._server))
+                self._pass_on(client, server)
+
+    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
+        is_cut = False
+        while True:
+            for ready in select.select([client, server], [], [])[0]:
+                data = ready.recv(65536)
+                if not data or (is_cut and ready is server):
+                    return
+                if self.cut_before and self.cut_before in data:
+                    self.cut_before, is_cut = b"", True
+                (server if ready is client else client).sendall(data)
+
+    def close(self) -> None:
+        """Once the client has gone."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(PATIENCE)
+
+
 @contextlib.contextmanager
 def beanstalkd(path: Path, *options: str, port: int | None = None) -> Iterator[Beanstalkd]:
     """A server that ends with the block."""
@@ -145,6 +188,19 @@ def redis_server(path: Path, *options: str) -> Iterator[RedisServer]:
         yield server
     finally:
         server.kill()
+
+
+@contextlib.contextmanager
+def broker_server(engine: str, path: Path) -> Iterator[RedisServer | Beanstalkd]:
+    """One that loses nothing that it has accepted, for "redis" or "beanstalk"."""
+    log = path / engine
+    log.mkdir()
+    if engine == "redis":
+        with redis_server(log, "--save", "", "--appendonly", "yes", "--appendfsync", "always") as redis:
+            yield redis
+    else:
+        with beanstalkd(log, "-b", str(log), "-f", "0") as server:
+            yield server
 
 
 def _bytes(words: tuple[str, ...]) -> list[bytes]:

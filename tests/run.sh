@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-packages="systemd-container shellcheck devscripts logrotate strace procps iproute2 util-linux tzdata groff-base man-db sudo faketime openssl redis-server postgresql php-cli php-redis gcc libc6-dev"
+packages="systemd-container shellcheck devscripts logrotate strace procps iproute2 util-linux tzdata groff-base man-db sudo faketime openssl redis-server beanstalkd postgresql php-cli php-redis gcc libc6-dev"
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     missing=$(for package in $packages; do dpkg -s "$package" >/dev/null 2>&1 || echo "$package"; done)
     if [ -n "$missing" ]; then

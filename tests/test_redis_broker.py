@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import select
 import shutil
-import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from brokers import RedisServer, redis_server
+from brokers import Between, RedisServer, redis_server
 from harness import PATIENCE
 
 from daemonkit.errors import BrokerError, BrokerFull, UsageError
@@ -107,49 +105,11 @@ def test_what_was_accepted_is_there_after_a_kill_9_of_the_server_and_we_connect_
     assert broker.watch() >= 0
 
 
-class Between:
-    """Passes on what a client and the server say, until it is told to cut the line before a reply."""
-
-    def __init__(self, server: RedisServer, path: Path) -> None:
-        self.url = f"unix://{path}"
-        self._server = server
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self.cut_before = b""  # a request with this is passed on, and its reply is not
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            with client, socket.socket(socket.AF_UNIX) as server:
-                server.connect(str(self._server.socket))
-                self._pass_on(client, server)
-
-    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
-        while data := client.recv(65536):
-            server.sendall(data)
-            reply = server.recv(65536)
-            if self.cut_before and self.cut_before in data:
-                self.cut_before = b""
-                return
-            client.sendall(reply)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(PATIENCE)
-
-
 def test_a_put_whose_reply_is_lost_is_one_task_and_a_lost_reservation_comes_back(
     server: RedisServer, broker: RedisBroker, tmp_path: Path
 ) -> None:
-    between = Between(server, tmp_path / "between.sock")
-    far = RedisBroker(between.url)
+    between = Between(server.socket, tmp_path / "between.sock")
+    far = RedisBroker(f"unix://{between.path}")
     try:
         far.put("mail", NewTask(b"first"))
         between.cut_before = b"second"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -88,6 +89,12 @@ class Connection:
     def fileno(self) -> int:
         """Readable when a reply has come."""
         return self._socket.fileno()
+
+    def has_news(self) -> bool:
+        """Whether something has come unasked: that is its end."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     def ask(self, commands: Iterable[bytes]) -> list[Reply]:
         """Send ``commands``, without their line ends; return the replies.

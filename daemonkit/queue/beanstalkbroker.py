@@ -143,9 +143,11 @@ class BeanstalkBroker(Broker):
         """How many connections watch each queue: more is not told."""
         found = []
         for queue, fields in self._tubes().items():
-            if count := sum(int(each["current-watching"]) for each in fields):
+            # All watch the default one, producers too, unless they have said otherwise.
+            kind = "current-waiting" if queue == "default" else "current-watching"
+            if count := sum(int(each[kind]) for each in fields):
                 busy = sum(int(each["current-jobs-reserved"]) for each in fields)
-                found.append(ConsumerInfo(f"({count} connections)", (queue,), None, busy))
+                found.append(ConsumerInfo(f"on {count} connection(s)", (queue,), None, busy))
         return found
 
     def watch(self) -> int:

@@ -69,6 +69,16 @@ class Server:
             self._pause, self.retry_at = _FIRST, 0.0
         return self._main
 
+    def begin(self) -> Connection:
+        """As ``connection``, but a new one if the server has closed it since: nothing is lost by that.
+
+        Raises:
+            BrokerError: it cannot be reached.
+        """
+        if self._main is not None and self._main.has_news():
+            self.close()
+        return self.connection()
+
     def _connected(self) -> Connection:
         connection = Connection(self.where)
         facts = connection.ask([b"stats"])[0].fields
@@ -110,7 +120,7 @@ class Server:
         number, _, instance = id.partition("-")
         if not (number.isascii() and number.isdecimal() and len(number) < 20 and len(instance) == INSTANCE):
             return None
-        self.connection()
+        self.begin()
         return int(number) if self._facts["id"][:INSTANCE] == instance else None
 
     def id(self, job: int) -> str:
@@ -127,7 +137,7 @@ class Server:
             BrokerError: one is larger than it takes; nothing was put.
         """
         try:
-            connection = self.connection()
+            connection = self.begin()
         except BrokerError as error:
             raise Refused(str(error)) from error
         bodies, most = [plain(task.body) for task in tasks], int(self._facts["max-job-size"])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 from typing import Final, NamedTuple
 
 _HEAD: Final = b"daemonkit/1 "
-_NOTHING: Final = 200  # bytes that the line may take without the reason
 
 
 class History(NamedTuple):
@@ -18,15 +18,18 @@ class History(NamedTuple):
 
 
 def wrap(body: bytes, history: History, most: int) -> bytes | None:
-    """``body`` with its history before it, in no more than ``most`` bytes; None if it does not fit."""
-    reason = history.reason
-    while True:
-        line = _HEAD + json.dumps(history._replace(reason=reason)._asdict()).encode() + b"\n"
-        if (over := len(line) + len(body) - most) <= 0:
-            return line + body
-        if not reason:
+    """``body`` after its history, whose reason is cut, in no more than ``most`` bytes; None if it does not fit."""
+    room, reason = most - len(body), history.reason or ""
+
+    def size(length: int) -> int:
+        return len(_line(history._replace(reason=reason[:length])))
+
+    if len(_line(history)) > room:
+        length = bisect.bisect(range(len(reason) + 1), room, key=size) - 1
+        if length < 0:
             return None
-        reason = reason[: max(len(reason) - max(over // 6, 1), 0)]  # a character takes up to 6 bytes, more if astral
+        history = history._replace(reason=reason[:length])
+    return _line(history) + body
 
 
 def unwrap(data: bytes) -> tuple[bytes, History]:
@@ -45,4 +48,8 @@ def unwrap(data: bytes) -> tuple[bytes, History]:
 
 def plain(body: bytes) -> bytes:
     """``body`` as it is put first: as it is, unless it looks as if it had a history."""
-    return _HEAD + json.dumps(History()._asdict()).encode() + b"\n" + body if body.startswith(_HEAD) else body
+    return _line(History()) + body if body.startswith(_HEAD) else body
+
+
+def _line(history: History) -> bytes:
+    return _HEAD + json.dumps(history._asdict()).encode() + b"\n"

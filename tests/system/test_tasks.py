@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from brokers import redis_server
+from brokers import RedisServer, broker_server, redis_server
 from harness import PATIENCE, Box, await_end
 
 from daemonkit.queue.broker import Broker, NewTask, State, Task
@@ -388,6 +388,27 @@ def test_rows_31_and_37_bad_bodies_are_buried_byte_for_byte_and_never_executed(b
     assert mailer.out.read_text() == "sum 3\n"
 
 
+def test_rows_31_and_37_the_same_from_beanstalkd(box: Box, make: Make, tmp_path: Path) -> None:
+    with broker_server("beanstalk", tmp_path) as server, contextlib.closing(connect(server.url)) as broker:
+        mailer = make("@task\ndef add(a, b):\n    note('sum', a + b)\n", "--broker", server.url)
+        for body in BAD:
+            if len(body) < 65536:  # the server takes no more
+                broker.put("default", NewTask(body))
+        broker.put("default", NewTask(call("add", 1, 2)))
+        mailer.start()
+        assert mailer.await_out("sum") == ["sum 3"]
+        left = {body for body in BAD if len(body) < 65536}
+        while left:
+            mailer.await_broker_of(broker, lambda: bool(broker.peek_state("default", State.BURIED)))
+            (task,) = broker.peek_state("default", State.BURIED)
+            assert BAD[task.body] in (task.reason or "")
+            left.remove(task.body)
+            assert broker.delete_task(task.id)
+        assert not (box.path / "HACKED").exists()
+        assert mailer.out.read_text() == "sum 3\n"
+        assert box.call("kill", "beat").returncode == 0
+
+
 def test_what_other_languages_push_is_taken_as_they_write_it(box: Box, make: Make) -> None:
     mailer = make(
         """
@@ -565,6 +586,36 @@ def test_row_29_after_kill_9_of_the_consumer_its_tasks_run_again_at_once(box: Bo
     box.await_log("1 task(s) of a consumer that has ended are tried again")
 
 
+@pytest.mark.parametrize("engine", ["redis", "beanstalk"])
+def test_row_29_the_same_with_a_server(box: Box, make: Make, gate: Gate, tmp_path: Path, engine: str) -> None:
+    """Redis is told by the next consumer; beanstalkd sees that the connection is closed."""
+    with broker_server(engine, tmp_path) as server:
+        mailer = make(
+            """
+            from daemonkit import current_task
+
+            @task(ttr=1000, max_retries=2)
+            def wait(path):
+                note("begun", current_task.attempt)
+                wait_for(path)
+                note("done")
+            """,
+            "--broker",
+            server.url,
+        )
+        with contextlib.closing(connect(server.url)) as broker:
+            broker.put("default", NewTask(call("wait", str(box.path / "gate")), ttr=1000))
+            mailer.start()
+            for attempt in (1, 2, 3):
+                assert mailer.await_out("begun", attempt)[-1] == f"begun {attempt}"
+                os.kill(mailer.consumer(), signal.SIGKILL)
+            mailer.await_out("begun 4")
+            gate.open()
+            mailer.await_out("done")
+            mailer.await_broker_of(broker, lambda: not broker.stats())
+        assert box.call("kill", "beat").returncode == 0
+
+
 def test_row_29_after_kill_9_of_the_master_the_next_daemon_does_its_tasks(box: Box, make: Make, gate: Gate) -> None:
     mailer = make(
         "@task\ndef wait(path):\n    note('begun')\n    wait_for(path)\n    note('done')\n",
@@ -679,22 +730,25 @@ def test_a_wrong_broker_is_told_in_a_sentence(box: Box, make: Make) -> None:
     box.await_log("broker 'sqlight:/tmp/x': did you mean sqlite:?")
 
 
-def test_row_30_a_redis_that_is_killed_and_comes_again_loses_nothing_that_was_accepted(
-    box: Box, make: Make, tmp_path: Path
+@pytest.mark.parametrize("engine", ["redis", "beanstalk"])
+def test_row_30_a_broker_that_is_killed_and_comes_again_loses_nothing_that_was_accepted(
+    box: Box, make: Make, tmp_path: Path, engine: str
 ) -> None:
-    options = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
-    (tmp_path / "redis").mkdir()
-    with redis_server(tmp_path / "redis", *options) as server:
+    with broker_server(engine, tmp_path) as server:
         mailer = make("@task\ndef say(n): note('said', n)\n", "--broker", server.url, "--concurrency", "2")
         broker = connect(server.url)
         broker.put_many("default", [NewTask(call("say", n)) for n in range(40)])
         mailer.start()
         mailer.await_out("said", 5)
         server.kill()
-        box.await_log("is the server running?; tried again until it can be reached")
+        box.await_log("tried again until it can be reached")
         broker.close()
         server.start()
-        server.command("LPUSH", "default", call("say", 40).decode())
+        if isinstance(server, RedisServer):
+            server.command("LPUSH", "default", call("say", 40).decode())
+        else:
+            body = call("say", 40)
+            server.command(b"use default", b"put 0 0 60 %d\r\n%s" % (len(body), body))
         for n in range(41):
             mailer.await_out(f"said {n}\n")
         broker = connect(server.url)
@@ -738,13 +792,12 @@ def forked(): note("forked", os.getpid())
 """
 
 
-@pytest.mark.parametrize("engine", ["sqlite", "redis"])
+@pytest.mark.parametrize("engine", ["sqlite", "redis", "beanstalk"])
 def test_kept_processes_do_many_tasks_and_each_at_least_once(box: Box, make: Make, tmp_path: Path, engine: str) -> None:
     with contextlib.ExitStack() as stack:
         url = f"sqlite:{box.run_dir}/queue.db"
-        if engine == "redis":
-            (tmp_path / "redis").mkdir()
-            box.environ["DAEMONKIT_BROKER"] = url = stack.enter_context(redis_server(tmp_path / "redis")).url
+        if engine != "sqlite":
+            box.environ["DAEMONKIT_BROKER"] = url = stack.enter_context(broker_server(engine, tmp_path)).url
         mailer = make(PREFORK, "--concurrency", "3")
         broker = connect(url)
         stack.callback(broker.close)
@@ -760,7 +813,10 @@ def test_kept_processes_do_many_tasks_and_each_at_least_once(box: Box, make: Mak
         assert len({line.split()[2] for line in lines if "square" in line}) <= 2
         mailer.await_broker_of(broker, lambda: [each[:5] for each in broker.stats()] == [("quick", 0, 0, 0, 1)])
         done = mailer.put("print(beat.square.put(12).result(30))")
-        assert (done.stdout, done.stderr) == ("144\n", "")
+        if engine == "beanstalk":
+            assert "beanstalkd keeps no results; sqlite: and redis: do" in done.stderr
+        else:
+            assert (done.stdout, done.stderr) == ("144\n", "")
 
 
 def test_what_misbehaves_in_a_kept_process_is_told_and_the_next_task_is_done(box: Box, make: Make) -> None:
