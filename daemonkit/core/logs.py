@@ -61,6 +61,15 @@ class Sink:
         self._repeat(terminal, text)
         self._write(level, text)
 
+    def relay(self, name: str, pid: int, level: int, text: str) -> None:
+        """Write what process ``pid``, which is ``name``, has printed."""
+        ours = self.name, self._pid
+        self.name, self._pid = name, pid
+        try:
+            self._write(level, text)
+        finally:
+            self.name, self._pid = ours
+
     def _repeat(self, terminal: int, text: str) -> None:
         if self.echo:
             with contextlib.suppress(OSError):
@@ -102,6 +111,10 @@ class Sink:
         for fd in self._streams:
             os.dup2(self._fd, fd)
         self.echo = False
+
+    def leave_stderr(self) -> None:
+        """Descriptor 2 is somebody else's in this process and its children: a rotation does not concern it."""
+        self._streams = tuple(fd for fd in self._streams if fd != 2)
 
     def chown(self, uid: int, gid: int) -> None:
         """Give the file to the user that the daemon becomes, so that it can reopen it: one of our own, no other."""

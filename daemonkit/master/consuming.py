@@ -22,7 +22,7 @@ def add_consumer(script: Script, name: str, options: Options, sink: Sink) -> Non
         options.concurrency or len(os.sched_getaffinity(0)),
         options.graceful_timeout,
         options.min_free_memory,
-        sink.become,
+        sink,
         tuple(script.handlers.get("fork", ())),
     )
     script.workers |= {made.name: made for made in workers(script.tasks, settings)}

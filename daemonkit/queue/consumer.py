@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from daemonkit.core.logs import Sink
 from daemonkit.errors import ForkServerLost, PayloadError
 from daemonkit.processes.children import Child
 from daemonkit.processes.receipt import Receipt
@@ -44,7 +45,7 @@ class Settings(NamedTuple):
     concurrency: int
     graceful_timeout: float
     min_free_memory: int  # bytes
-    become: Callable[[str], None]  # lets the log know what this process is now
+    sink: Sink  # the log
     hooks: tuple[Callable[[], Any], ...]  # to be run in each child first
 
 
@@ -62,7 +63,7 @@ class Consumer:
         self._link = Link(self._connect)
         self._crew = Crew(
             f"{settings.daemon}: {name}",
-            lambda wire: errand.Errands(tasks, settings.daemon, wire, settings.hooks, settings.become),
+            lambda wire: errand.Errands(tasks, settings.daemon, wire, settings.hooks, settings.sink),
             stop.close,
         )
 
@@ -162,7 +163,8 @@ class Consumer:
             return
         run = Run(reservation, policy, time.monotonic())
         try:
-            run.child = self._crew.spawn(errand.request(name, reservation, policy), self._ended)
+            request = errand.request(name, reservation, policy)
+            run.child, run.stderr = self._crew.spawn(request, self._ended, lambda data: self._relay(run, data))
         except OSError as error:
             if isinstance(error, ForkServerLost):
                 return  # we end, too, and our successor gets back what is ours
@@ -174,6 +176,7 @@ class Consumer:
     def _ended(self, row: Child, receipt: Receipt) -> None:
         self._read()  # its last words were sent before its end was told
         run = self._runs.pop(row.id)
+        printed = self._crew.last_words(run.stderr)
         self._link.look(0.0)
         self._admission.learn(receipt.max_rss)
         if not run.is_ours:
@@ -184,7 +187,13 @@ class Consumer:
         elif run.is_given_back:
             self._link.outcomes.append(Release(run.reservation))
         else:
-            self._link.outcomes.append(fail(run.reservation, run.policy, run.reason(receipt)))
+            self._link.outcomes.append(fail(run.reservation, run.policy, run.reason(receipt, printed)))
+
+    def _relay(self, run: Run, data: bytes) -> None:
+        """A task has printed that on stderr."""
+        title = errand.title_of(self._settings.daemon, run.reservation.queue, run.reservation.id)
+        text = data.decode(errors="backslashreplace")
+        self._settings.sink.relay(title, run.child.pid or 0, logging.WARNING, text)
 
     def _read(self) -> None:
         for message in self._crew.words():

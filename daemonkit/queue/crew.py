@@ -11,6 +11,7 @@ from daemonkit.processes import child
 from daemonkit.processes.children import Child, Children, OnEnd, fork_server
 from daemonkit.processes.wire import Closed, DescriptorsLost, Message, Wire, pair
 from daemonkit.queue.errand import Errands
+from daemonkit.queue.stderr import Stderr, Stderrs, Tell
 
 _END_TIME = 1.0  # seconds that the server has to end
 
@@ -43,21 +44,35 @@ class Crew:
         self._server, wire = fork_server(made.enter, prepare)
         theirs.close()
         self._children = Children(wire)
+        self._stderrs = Stderrs()
 
     def register(self, poll: select.poll) -> None:
         """Have ``poll`` wait for them."""
         wire = self._children.wire
         poll.register(self._results.fileno(), select.POLLIN)
+        poll.register(self._stderrs.fileno(), select.POLLIN)
         poll.register(wire.fileno(), select.POLLIN | (select.POLLOUT if wire.is_waiting else 0))
 
-    def spawn(self, request: bytes, on_end: OnEnd) -> Child:
-        """Ask for a child.
+    def spawn(self, request: bytes, on_end: OnEnd, tell: Tell) -> tuple[Child, Stderr]:
+        """Ask for a child; what it prints on stderr is told, and ``last_words`` are to be asked for at its end.
 
         Raises:
             ForkServerLost: the server has ended.
-            OSError: there is no room for the request.
+            OSError: there is no room for the request, or for its pipe.
         """
-        return self._children.spawn(request, on_end)
+        stderr = Stderr(tell)
+        try:
+            child = self._children.spawn(request, on_end, fds=(stderr.writer,))
+        except BaseException:
+            stderr.close()
+            raise
+        stderr.started()
+        self._stderrs.add(stderr)
+        return child, stderr
+
+    def last_words(self, stderr: Stderr) -> str:
+        """The last lines of a child's that has ended."""
+        return self._stderrs.remove(stderr)
 
     def receive(self) -> None:
         """Take in how they fare, and call whom it concerns.
@@ -65,6 +80,7 @@ class Crew:
         Raises:
             ForkServerLost: the server has ended, and they with it.
         """
+        self._stderrs.read()
         try:
             self._children.receive()
             self._children.wire.flush()
@@ -85,4 +101,5 @@ class Crew:
     def close(self) -> None:
         """Let the server end; reap it."""
         self._children.wire.close()
+        self._stderrs.close()
         child.wait_for(self._server, _END_TIME)

@@ -12,12 +12,14 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 from daemonkit.core.duration import describe
+from daemonkit.core.logs import Sink
 from daemonkit.errors import TaskTimeout, told
 from daemonkit.processes import child
 from daemonkit.processes.wire import Message, Wire
 from daemonkit.queue import current, payload
 from daemonkit.queue.broker import Reservation
 from daemonkit.queue.declare import Policy
+from daemonkit.queue.stderr import print_there
 from daemonkit.queue.task import Task
 
 _REHEARSALS: Final = 64
@@ -39,6 +41,11 @@ def request(name: str, reservation: Reservation, policy: Policy) -> bytes:
     return json.dumps(head).encode() + b"\n" + reservation.body
 
 
+def title_of(daemon: str, queue: str, id: str) -> str:
+    """What the process of a task is called."""
+    return f"{daemon}: task {queue} {id}"
+
+
 class Errands:
     """What the children do."""
 
@@ -48,20 +55,22 @@ class Errands:
         daemon: str,
         results: Wire,
         hooks: tuple[Callable[[], Any], ...],
-        become: Callable[[str], None],
+        sink: Sink,
     ) -> None:
         """Tell what came of a task on ``results``."""
         self._tasks = tasks
         self._daemon = daemon
         self._results = results
         self._hooks = hooks
-        self._become = become
+        self._sink = sink
 
     def rehearse(self) -> None:
-        """Do here what each child does first, so that it finds it done.
+        """Do here, in the fork server, what each child does first, so that it finds it done.
 
         Code that has run a while is specialised (PEP 659), and memory that a child changes is copied for it.
         """
+        self._sink.leave_stderr()
+        print_there()
         for _ in range(_REHEARSALS):
             payload.decode(b'{"task": "x", "args": [], "kwargs": {}}')
             json.loads(b'{"name": "x"}')
@@ -71,8 +80,11 @@ class Errands:
         head, _, body = bytes(message.payload).partition(b"\n")
         asked = json.loads(head)
         os.setpgid(0, 0)  # a terminal's ^C is the master's to act on
-        title = f"{self._daemon}: task {asked['queue']} {asked['id']}"
-        self._become(title)
+        title = title_of(self._daemon, asked["queue"], asked["id"])
+        self._sink.become(title)
+        (stderr,) = message.fds
+        os.dup2(stderr, 2)
+        os.close(stderr)
         child.run(lambda: self._do(message.id, asked, body), title)
 
     def _do(self, number: int, asked: dict[str, Any], body: bytes) -> None:

@@ -11,6 +11,7 @@ from daemonkit.processes.children import Child
 from daemonkit.processes.receipt import Receipt
 from daemonkit.queue.broker import Bury, Release, Reservation, Touch
 from daemonkit.queue.declare import Policy
+from daemonkit.queue.stderr import Stderr
 
 TOUCHES: Final = 3  # within a ttr
 log = logging.getLogger("daemonkit.queue")
@@ -28,6 +29,7 @@ class Run:
         self.reservation = reservation
         self.policy = policy
         self.child: Child
+        self.stderr: Stderr
         self.began = now
         self.due = math.inf if policy.timeout is None else now + policy.timeout
         self.touch_at = now + reservation.ttr / TOUCHES
@@ -49,11 +51,12 @@ class Run:
         self.touch_at = now + self.reservation.ttr / TOUCHES
         return Touch(self.reservation, progress)
 
-    def reason(self, receipt: Receipt) -> str:
-        """Why it has failed: in a line, with how its process ended, then the traceback if there is one."""
+    def reason(self, receipt: Receipt, printed: str) -> str:
+        """Why it has failed: in a line, with how its process ended; its traceback; the last that it has ``printed``."""
         words, _, trace = self.words.decode(errors="replace").partition("\n")
         why = f"{words} ({receipt})" if words else str(receipt)
-        return f"{why}\n{trace}".rstrip()[:REASON]
+        last = f"\nlast on stderr:\n{printed}" if printed else ""
+        return f"{why}\n{trace}".rstrip()[: REASON - len(last)] + last
 
 
 def bury(reservation: Reservation, reason: str) -> Bury:

@@ -248,6 +248,8 @@ FAILING = """
 @task(max_retries=2, backoff=0.01)
 def fail(how):
     note("try")
+    print("asked to", how, file=sys.stderr)
+    os.system("echo and a program: $0 >/dev/stderr")
     if how == "raise": raise ValueError("no route")
     if how == "exit": sys.exit("told why")
     if how == "kill": os.kill(os.getpid(), signal.SIGKILL)
@@ -264,7 +266,9 @@ def fail(how):
         ("leave", "exited with status 0 after"),
     ],
 )
-def test_row_32_a_task_that_fails_is_tried_again_then_buried_with_the_reason(make: Make, how: str, reason: str) -> None:
+def test_row_32_a_task_that_fails_is_tried_again_then_buried_with_the_reason(
+    box: Box, make: Make, how: str, reason: str
+) -> None:
     mailer = make(FAILING)
     id = mailer.push(call("fail", how))
     mailer.start()
@@ -275,6 +279,8 @@ def test_row_32_a_task_that_fails_is_tried_again_then_buried_with_the_reason(mak
     assert reason in task.reason
     assert (how in ("raise", "exit")) == ("Traceback (most recent call last)" in task.reason)
     assert "after 0.0" in task.reason  # the receipt
+    assert task.reason.endswith(f"\nlast on stderr:\nasked to {how}\nand a program: sh")
+    box.await_log(f"beat: task default {id}[", 6)
     assert mailer.broker.kick_task(id)
     mailer.await_out("try", 6)
 
