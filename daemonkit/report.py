@@ -102,12 +102,14 @@ def jobs_as_text(jobs: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def children_as_text(children: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A table of the processes under the master, then how the last of each ended that was replaced."""
+    """A table of the processes under the master, what they say of themselves, how the last of each ended."""
     rows = [("CHILD", "PID", "STATE", "SINCE", "RESTARTS")]
     ends = []
     for child in children:
         since = _moment(child["since"]) if child["since"] else "-"
         rows.append((child["name"], str(child["pid"] or "-"), child["state"], since, str(child["restarts"])))
+        if child.get("doing"):
+            ends.append(f"  {child['name']}: {child['doing']}")
         if child["last"]:
             ends.append(f"  {child['name']}: last end: {child['last']}")
     return _table(rows) + ends

@@ -192,7 +192,7 @@ def test_what_is_released_comes_again_and_only_with_a_reason_as_a_failure(broker
     (task,) = broker.peek_state("mail", State.READY)
     assert (task.body, task.priority, task.failures, task.reason) == (b"1", 2000, 1, "no route")
     last = reserve(broker)
-    assert (last.body, last.failures) == (b"1", 1)
+    assert (last.body, last.failures, last.first_id) == (b"1", 1, first)
 
 
 @not_beanstalk

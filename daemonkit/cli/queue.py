@@ -224,6 +224,21 @@ def resume(broker: Broker, queue: str) -> None:
 
 @command.command()
 @click.argument("queue")
+@click.option("--timeout", type=Duration(), metavar="TIME", help="Wait no longer than that; default: without end.")
+@click.option("--delayed", is_flag=True, help="Wait for delayed tasks, too.")
+@on_broker
+def drain(broker: Broker, queue: str, timeout: float | None, delayed: bool) -> None:
+    """Wait until no task of QUEUE is ready or being done; exit with 1 if there still is one when the time is up."""
+    from daemonkit.queue.drain import await_drained
+
+    left = await_drained(broker, queue, timeout, delayed=delayed)
+    if left:
+        raise BrokerError(f"drain {queue}: {left} task(s) are left after {describe(timeout or 0)}")
+    click.echo(f"{queue} is drained")
+
+
+@command.command()
+@click.argument("queue")
 @click.option("--state", "states", type=STATES, multiple=True, help="Only these; may be given again.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @on_broker

@@ -68,6 +68,7 @@ class Life:
         self.heard = time.monotonic()  # when it said something last
         self.why = ""  # it is to end, or has ended, for this reason
         self.words = ""  # what its function raised
+        self.doing: str | None = None  # in its own words
 
     def signal(self, number: int) -> None:
         """Send it a signal; KILL goes to its whole tree."""
@@ -161,6 +162,7 @@ class Place:
             "since": life.since if life else None,
             "restarts": self.restarts,
             "last": str(self.last) if self.last else None,
+            "doing": life.doing if life else None,
         }
 
     def _started(self, child: Child) -> None:
@@ -180,6 +182,8 @@ class Place:
             self.react(Event.READY)
         elif note == Note.FAILED:
             self.life.words = payload.decode(errors="replace")
+        elif note == Note.DOING:
+            self.life.doing = payload.decode(errors="replace")
         elif note == Note.RECYCLE:
             self.life.why = payload.decode()
             self.react(Event.RECYCLE)

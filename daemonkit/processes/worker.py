@@ -29,6 +29,7 @@ class Note(enum.IntEnum):
     RECYCLE = 3  # payload: why
     LOADED = 4  # from a fork server that has read the script; payload: its workers, pickled
     FAILED = 5  # ... that could not; payload: the traceback
+    DOING = 6  # payload: what it does, for ``status``
 
 
 class Recycling(NamedTuple):
@@ -111,6 +112,10 @@ class StopFlag:
         if not self._is_ready:
             self._is_ready = True
             self._notes.send(Note.READY, self._number)
+
+    def doing(self, words: str) -> None:
+        """Have ``daemonkit status`` show ``words``, up to 200 characters, until this worker says something else."""
+        self._notes.send(Note.DOING, self._number, words[:200].encode(errors="replace"))
 
     def fileno(self) -> int:
         """Readable when the flag may have been set, for who waits for other things as well; then call ``drain``."""

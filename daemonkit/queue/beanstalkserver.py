@@ -213,6 +213,7 @@ class Server:
                     int(fields["pri"]),
                     float(fields["ttr"]),
                     failures(fields, history, is_reserved=True),
+                    history.was,
                 )
                 self._held[job] = reservation
                 found.append(reservation)
@@ -298,7 +299,7 @@ class Server:
             priority = outcome.priority
         # Before it is buried, the copy waits as long as the original: if we die in between, it is done once more.
         delay = math.ceil(reservation.ttr if isinstance(outcome, Bury) else outcome.delay)
-        history = History(reservation.failures + 1, outcome.reason, reservation.id)
+        history = History(reservation.failures + 1, outcome.reason, reservation.first_id)
         body = wrap(reservation.body, history, int(self._facts["max-job-size"]))
         copy = None if body is None else self._copy(reservation, priority, delay, body)
         if copy is None:  # no room for its history: what can be said without is said

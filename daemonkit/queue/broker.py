@@ -57,6 +57,12 @@ class Reservation(NamedTuple):
     priority: int
     ttr: float
     failures: int  # since it was put or kicked: releases with a reason, and reservations that nobody ended
+    was: str | None = None  # the id by which it was put, where the broker has given it another since
+
+    @property
+    def first_id(self) -> str:
+        """The id by which it was put: the same for each attempt."""
+        return self.was or self.id
 
 
 class Delete(NamedTuple):

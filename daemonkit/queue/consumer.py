@@ -60,7 +60,7 @@ class Consumer:
         self._runs: dict[int, Run] = {}  # by the child's id
         self._admission = Admission(settings.min_free_memory)
         self._end: float | None = None  # when what is left is to be given back; None: there is no stop
-        self._link = Link(self._connect)
+        self._link = Link(self._connect, stop.doing)
         self._crew = Crew(
             f"{settings.daemon}: {name}",
             lambda wire: errand.Errands(tasks, settings.daemon, wire, settings.hooks, settings.sink),

@@ -28,7 +28,7 @@ class CurrentTask:
 
     @property
     def id(self) -> str:
-        """Its id, as the command shows it."""
+        """The id by which it was put, the same for each attempt."""
         return _running().id
 
     @property

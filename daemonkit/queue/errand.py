@@ -34,6 +34,7 @@ def request(name: str, reservation: Reservation, policy: Policy) -> bytes:
         "name": name,
         "queue": reservation.queue,
         "id": reservation.id,
+        "first_id": reservation.first_id,
         "token": reservation.token,
         "attempt": reservation.failures + 1,
         "soft_timeout": policy.soft_timeout,
@@ -88,7 +89,7 @@ class Errands:
         child.run(lambda: self._do(message.id, asked, body), title)
 
     def _do(self, number: int, asked: dict[str, Any], body: bytes) -> None:
-        running = current.Running(asked["queue"], asked["id"], asked["token"], asked["attempt"])
+        running = current.Running(asked["queue"], asked["first_id"], asked["token"], asked["attempt"])
         current.begin(running, lambda text: self._results.send(PROGRESS, number, text.encode()))
         call = payload.decode(body)  # as the consumer has done: it is well formed
         kind, words = perform(self._tasks[asked["name"]], call, asked["soft_timeout"], self._hooks)

@@ -14,7 +14,7 @@ class History(NamedTuple):
 
     failures: int = 0
     reason: str | None = None
-    was: str | None = None  # the id before
+    was: str | None = None  # the id by which it was put
 
 
 def wrap(body: bytes, history: History, most: int) -> bytes | None:

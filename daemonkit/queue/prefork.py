@@ -38,7 +38,7 @@ class Prefork:
         self._stop = stop
         self._queue = next(iter(tasks.values())).policy.queue
         self._batch = 1
-        self._link = Link(self._connect)
+        self._link = Link(self._connect, stop.doing)
 
     def run(self, hooks: tuple[Callable[[], Any], ...]) -> None:
         """Consume until the flag is set."""
@@ -103,7 +103,7 @@ class Prefork:
         policy, attempt = task.policy, reservation.failures + 1
         if reservation.failures > policy.max_retries + LOST:
             return bury(reservation, f"begun {reservation.failures} times, and each time its process has died or hung")
-        running = current.Running(reservation.queue, reservation.id, reservation.token, attempt)
+        running = current.Running(reservation.queue, reservation.first_id, reservation.token, attempt)
         current.begin(running, self._tell)
         kind, words = errand.perform(task, call, policy.soft_timeout or policy.timeout)
         if kind == errand.DONE:

@@ -319,6 +319,28 @@ def test_the_example_uploads_what_it_is_sent(box: Box, start_web: StartWeb) -> N
     assert not list(spool.glob("upload-*"))
 
 
+def test_the_example_with_a_task_uploads_also_what_was_sent_before_the_daemon_runs(
+    box: Box, start_web: StartWeb
+) -> None:
+    bucket = box.path / "bucket"
+    bucket.mkdir()
+    box.environ |= {"UPLOAD_TO": str(bucket), "TMPDIR": str(box.path)}
+    web = start_web(f"--chdir={EXAMPLES}", application="upload_task:app")
+    body = (
+        '--mark\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\nall the pixels\r\n--mark--\r\n'
+    )
+    with contextlib.closing(web.connect()) as connection:
+        connection.request("POST", "/", body, {"Content-Type": "multipart/form-data; boundary=mark"})
+        response = connection.getresponse()
+        assert (response.status, response.read()) == (202, b"thank you, your upload is task 1\n")
+    web.stop()
+    assert box.call("start", EXAMPLES / "upload_task.py").returncode == 0
+    box.await_file(bucket / "a.jpg", "all the pixels")
+    assert box.call("queue", "drain", "upload", "--timeout", "60").stdout == "upload is drained\n"
+    assert not list(box.path.glob("upload-*"))
+    assert box.call("kill", "upload_task").returncode == 0
+
+
 def children(pid: int) -> set[int]:
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return set(map(int, file.read().split()))

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import Box
+from harness import PATIENCE, Box
 
 from daemonkit.queue.broker import NewTask, State
 from daemonkit.queue.sqlite import SqliteBroker
@@ -74,6 +74,18 @@ def test_empty_asks_first_and_deletes_only_what_is_named(box: Box) -> None:
     done = box.call("queue", "empty", "mail", "--state", "delayed", input="y\n")
     assert done.stdout.endswith("deleted 1 task(s) of mail\n")
     assert "mail   1      0" in run(box, "stats")
+
+
+def test_drain_waits_until_nothing_is_left_or_says_how_much_is(box: Box, url: str) -> None:
+    broker = SqliteBroker(url.partition(":")[2])
+    broker.put_many("mail", [NewTask(b"1"), NewTask(b"2", delay=1000)])
+    (held,) = broker.reserve("mail")
+    assert "1 task(s) are left after 0s" in run(box, "drain", "mail", "--timeout", "0", "--broker", url, code=1)
+    draining = box.popen("queue", "drain", "mail", "--broker", url)
+    assert broker.delete(held)
+    assert draining.communicate(timeout=PATIENCE)[0] == "mail is drained\n"
+    assert "1 task(s) are left" in run(box, "drain", "mail", "--delayed", "--timeout", "0.01", "--broker", url, code=1)
+    broker.close()
 
 
 def test_why_says_what_keeps_a_task_from_running(box: Box) -> None:

@@ -749,6 +749,7 @@ def test_row_30_a_broker_that_is_killed_and_comes_again_loses_nothing_that_was_a
         server.kill()
         box.await_log("tried again until it can be reached")
         broker.close()
+        assert [each["doing"][:12] for each in box.status()["children"] if each.get("doing")] == ["broker lost:"]
         server.start()
         if isinstance(server, RedisServer):
             server.command("LPUSH", "default", call("say", 40).decode())
@@ -760,6 +761,7 @@ def test_row_30_a_broker_that_is_killed_and_comes_again_loses_nothing_that_was_a
         broker = connect(server.url)
         mailer.await_broker_of(broker, lambda: not broker.stats())
         broker.close()
+        assert f"  consumer default: broker {server.url}\n" in box.call("status", "beat").stdout + "\n"
         assert box.call("kill", "beat").returncode == 0
 
 
