@@ -23,7 +23,7 @@ class RedisServer:
     """A redis-server of our own."""
 
     def __init__(self, path: Path, *options: str) -> None:
-        """Its files are in ``path``; ``options`` as on its command line."""
+        """Its files are in ``path``; ``options`` as on its command line, a configuration file before them."""
         self.path = path
         self.socket = path / "redis.sock"
         self.url = f"unix://{self.socket}"
@@ -38,11 +38,14 @@ class RedisServer:
         log.unlink(missing_ok=True)
         # A daemon of its own, and no child of ours: there are tests that look at those.
         where = ["--dir", str(self.path), "--logfile", str(log), "--pidfile", str(pidfile), "--daemonize", "yes"]
-        command = [program, "--port", "0", "--unixsocket", str(self.socket), *where, *self._options]
+        file = [option for option in self._options[:1] if not option.startswith("--")]
+        own = ["--port", "0", "--unixsocket", str(self.socket), *where]
+        command = [program, *file, *own, *self._options[len(file) :]]
         subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
 
         def is_ready() -> bool | None:
-            return (log.exists() and "ready to accept connections at" in log.read_text()) or None
+            words = log.read_text() if log.exists() else ""
+            return "ready to accept connections at" in words or "+monitor master" in words or None
 
         assert wait_until(str(self.path), is_ready, PATIENCE), log.read_text()
         self.pid = int(pidfile.read_text())
@@ -54,6 +57,10 @@ class RedisServer:
             sock.connect(str(self.socket))
             sock.sendall(b"".join([b"*%d\r\n" % len(words), *(b"$%d\r\n%s\r\n" % (len(w), w) for w in _bytes(words))]))
             return sock.recv(65536)
+
+    def signal(self, number: int) -> None:
+        """Send it one that it lives on after."""
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         """kill -9."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from brokers import RedisServer, beanstalkd, redis_server
+from brokers import RedisServer, beanstalkd, broker_server, redis_server
 from harness import PATIENCE
 
 from daemonkit.errors import BrokerError, UsageError
@@ -447,6 +448,28 @@ broker.close()
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("no inotify instance is left (fs.inotify.max_user_instances)")
+
+
+@pytest.mark.parametrize("engine", ["redis", "beanstalk"])
+def test_row_30_a_server_that_answers_no_more_is_given_up_in_time_and_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """As behind a firewall that drops what we send."""
+    monkeypatch.setattr(f"daemonkit.queue.{engine}.TIMEOUT", 0.2)
+    with broker_server(engine, tmp_path) as server:
+        broker = connect_to(server.url)
+        broker.put_many("mail", [NewTask(b"1"), NewTask(b"2")])
+        (held,) = broker.reserve("mail")
+        server.signal(signal.SIGSTOP)
+        try:
+            for act in (lambda: broker.delete(held), lambda: broker.put("mail", NewTask(b"3")), broker.stats):
+                with pytest.raises(BrokerError, match=r"no reply|Timeout|timed out|[Cc]onnect"):
+                    act()
+        finally:
+            server.signal(signal.SIGCONT)
+        monkeypatch.setattr(f"daemonkit.queue.{engine}.TIMEOUT", PATIENCE)
+        assert {each.body for each in broker.reserve("mail", count=9)} >= {b"2"}
+        broker.close()
 
 
 def test_of_several_put_at_once_all_are_put_or_none(broker: Broker) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,3 +167,67 @@ def test_a_password_is_asked_for_and_taken(tmp_path: Path) -> None:
         assert broker.put("mail", NewTask(b"")) == "1"
         assert "secret" not in broker.url
         broker.close()
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        return [int(stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]) for _ in range(count)]
+
+
+def test_over_tls_the_certificate_and_its_host_name_are_looked_at(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*make.split(), *names], check=True, capture_output=True)
+    (port,) = free_ports(1)
+    tls = ["--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    with redis_server(tmp_path, *tls, "--tls-auth-clients", "no", "--tls-ca-cert-file", str(certificate)):
+        broker = connect(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}")
+        broker.put("mail", NewTask(b"x"))
+        assert select.select([broker.watch()], [], [], 0)[0] == []
+        assert len(broker.reserve("mail")) == 1
+        broker.close()
+        with pytest.raises(BrokerError, match="certificate verify failed"):
+            connect(f"rediss://localhost:{port}/0")
+        with pytest.raises(BrokerError, match=r"certificate is not valid for '127.0.0.1'"):
+            connect(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}")
+
+
+def test_after_a_fail_over_the_sentinels_lead_to_the_new_master(tmp_path: Path) -> None:
+    first, second, watch = free_ports(3)
+    configuration = tmp_path / "sentinel.conf"
+    configuration.write_text(
+        f"""
+        sentinel monitor mails 127.0.0.1 {first} 1
+        sentinel down-after-milliseconds mails 300
+        sentinel failover-timeout mails 2000
+        """
+    )
+    with contextlib.ExitStack() as stack:
+        for name in ("one", "two", "sentinel"):
+            (tmp_path / name).mkdir()
+        # An option that is given again counts instead of the first one.
+        one = stack.enter_context(redis_server(tmp_path / "one", "--port", str(first), "--bind", "127.0.0.1"))
+        replica = ["--port", str(second), "--bind", "127.0.0.1", "--replicaof", "127.0.0.1", str(first)]
+        two = stack.enter_context(redis_server(tmp_path / "two", *replica, "--repl-diskless-sync-delay", "0"))
+        options = (str(configuration), "--sentinel", "--port", str(watch), "--bind", "127.0.0.1")
+        stack.enter_context(redis_server(tmp_path / "sentinel", *options))
+        broker = stack.enter_context(contextlib.closing(connect(f"sentinel://127.0.0.1:{watch}/mails/0")))
+        ids = broker.put_many("mail", [NewTask(b"%d" % n) for n in range(5)])
+        assert len(broker.reserve("mail", count=2)) == 2
+        until = time.monotonic() + PATIENCE
+        while b"master_link_status:up" not in two.command("INFO", "replication") or (
+            two.command("ZCARD", "{daemonkit}:ready:mail") != b":3\r\n"
+        ):
+            assert time.monotonic() < until
+        one.kill()
+        while True:
+            try:
+                found = broker.reserve("mail", count=9)
+                break
+            except BrokerError:
+                assert time.monotonic() < until
+                select.select([], [], [], 0.05)
+        assert [each.id for each in found] == ids[2:]
+        assert b"role:master" in two.command("INFO", "replication")
+        one.start()  # the fixture ends it

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
+from urllib.parse import unquote
 
 from daemonkit.errors import BrokerError, BrokerFull, MissingLibrary, UsageError
 from daemonkit.queue import scripts
@@ -27,6 +28,9 @@ except ModuleNotFoundError:
 
 TIMEOUT: Final = 10.0  # seconds for a connection, and for a reply
 _OLDEST: Final = (6, 2)
+_SENTINEL: Final = re.compile(
+    r"sentinel://((?P<username>[^:@/]*):(?P<password>[^@/]*)@)?(?P<hosts>[^@/]+)/(?P<service>[^/]+)(/(?P<db>\d*))?"
+)
 
 T = TypeVar("T")
 
@@ -181,20 +185,31 @@ def _client(url: str) -> Any:
         "socket_timeout": TIMEOUT,
         "socket_connect_timeout": TIMEOUT,
         "retry": Retry(NoBackoff(), 0),
-        "single_connection_client": True,
     }
     if not url.startswith("unix:"):
         options["socket_keepalive"] = True
-    if url.startswith("sentinel://"):
-        hosts, _, rest = url.removeprefix("sentinel://").partition("/")
-        service, _, number = rest.partition("/")
-        pairs = [(host.rpartition(":")[0] or host, int(host.rpartition(":")[2] or 26379)) for host in hosts.split(",")]
-        sentinel: Any = Sentinel(pairs, socket_timeout=TIMEOUT)  # type: ignore[no-untyped-call]
-        return sentinel.master_for(service, db=int(number or 0), **options)
     try:
-        return library.Redis.from_url(url, **options)
+        if url.startswith("sentinel://"):
+            return _masters_client(url, options)
+        if url.startswith("rediss:"):
+            options["ssl_check_hostname"] = True  # unless the URL says otherwise
+        return library.Redis.from_url(url, single_connection_client=True, **options)
     except ValueError as error:
         raise UsageError(f"broker {url!r}: {error}") from None
+
+
+def _masters_client(url: str, options: dict[str, Any]) -> Any:
+    """A client of the master that the sentinels name, asked again for each connection."""
+    found = _SENTINEL.fullmatch(url)
+    if found is None:
+        raise ValueError("wanted is sentinel://[[USER]:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]/SERVICE[/DB]")
+    pairs = []
+    for word in found["hosts"].split(","):
+        host, _, port = word.partition(":")
+        pairs.append((host, int(port or 26379)))
+    sentinel: Any = Sentinel(pairs, socket_timeout=TIMEOUT)  # type: ignore[no-untyped-call]
+    login = {name: unquote(found[name]) if found[name] else None for name in ("username", "password")}
+    return sentinel.master_for(found["service"], db=int(found["db"] or 0), **login, **options).client()
 
 
 def _shortest(names: Iterable[str]) -> list[str]:
