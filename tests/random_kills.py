@@ -1,0 +1,356 @@
+"""A daemon that does tasks while a hand kills its processes, its producers and its broker, again and again.
+
+What is counted: each task that a producer was told is kept is done at least once, and one that is done twice has been
+done the first time by a process, or told to a server, that was killed before the broker knew.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from brokers import redis_server
+from harness import PATIENCE, Box
+
+from daemonkit.errors import BrokerError
+from daemonkit.queue.broker import Broker, State
+from daemonkit.queue.connect import connect
+
+QUEUES: Final = ("forked", "kept")
+SCRIPT: Final = """
+def mark(n):
+    fd = os.open("MARKS", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, f"{n} {time.monotonic_ns()}\\n".encode())
+    os.close(fd)
+
+@task("forked", ttr=TTR, max_retries=1000, backoff=0.05, max_backoff=0.2)
+def forked(n):
+    time.sleep(n % 10 / 300)
+    mark(n)
+
+@task("kept", mode="prefork", concurrency=2, ttr=TTR, max_retries=1000, backoff=0.05, max_backoff=0.2)
+def kept(n):
+    time.sleep(n % 10 / 3000)
+    mark(n)
+"""
+PRODUCER: Final = """
+import mmap, os, random, sys, time
+import beat
+from daemonkit.errors import BrokerError
+
+first, rate, told, flag = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4]
+chance = random.Random(first)
+with open(flag, "r+b") as file:
+    putting = mmap.mmap(file.fileno(), 1)
+log = os.open(told, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+began, n = time.monotonic(), 0
+while True:
+    count = chance.choice((1, 1, 1, 1, 1, 1, 1, 10, 40))
+    numbers = range(first + n, first + n + count)
+    n += count
+    task = beat.forked if chance.random() < 0.5 else beat.kept
+    options = dict(delay=chance.choice((0, 0, 0, 0.2, 1)), priority=chance.choice((10, 1024, 5000)))
+    os.write(log, f"tried {numbers.start} {numbers.stop}\\n".encode())
+    putting[0] = 1
+    try:
+        if count == 1:
+            task.put(numbers[0], **options)
+        else:
+            task.put_many([(each,) for each in numbers], **options)
+    except BrokerError as error:
+        os.write(log, f"refused {numbers.start} {numbers.stop} {error}\\n".encode())
+        time.sleep(0.05)
+        continue
+    finally:
+        putting[0] = 0
+    os.write(log, f"kept {numbers.start} {numbers.stop}\\n".encode())
+    time.sleep(max(began + n / rate - time.monotonic(), 0))
+"""
+TTR: Final = 5.0  # seconds
+SPAN: Final = 1_000_000  # numbers of one producer
+DYING: Final = 0.3  # seconds after a kill in which those who end with the killed one may still be at work
+CALM: Final = 90.0  # seconds in which all must be done when nobody is killed any more
+
+
+ENGINES: Final = ("sqlite", "redis")
+
+
+class Server(Protocol):
+    """A broker's server that can be killed, and comes again with what it has kept."""
+
+    url: str
+
+    def kill(self) -> None:
+        """kill -9."""
+
+    def start(self) -> None:
+        """Return when it answers."""
+
+
+@dataclass
+class Outcome:
+    """What came of a soak."""
+
+    tried: set[int] = field(default_factory=set)
+    kept: set[int] = field(default_factory=set)  # a producer was told so
+    marks: dict[int, list[int]] = field(default_factory=dict)  # when each was done, in nanoseconds
+    kills: list[tuple[int, str]] = field(default_factory=list)  # when, and who
+    left: dict[str, str] = field(default_factory=dict)  # what is still at the broker, by queue
+    faults: list[str] = field(default_factory=list)  # sentences
+
+    @property
+    def lost(self) -> set[int]:
+        """Accepted, and never done."""
+        return self.kept - self.marks.keys()
+
+    @property
+    def invented(self) -> set[int]:
+        """Done, and never put."""
+        return self.marks.keys() - self.tried
+
+    def repeats(self) -> Iterator[tuple[int, str | None, float]]:
+        """Of each time that a task was done again: its number, who was killed in between, and how long after it."""
+        for number, marks in self.marks.items():
+            for before, after in zip(sorted(marks), sorted(marks)[1:], strict=False):
+                between = [kill for kill in self.kills if before - DYING * 1e9 <= kill[0] <= after]
+                when, who = min(between, key=lambda kill: abs(kill[0] - before), default=(before, None))
+                yield number, who, max(when - before, 0) / 1e9
+
+    @property
+    def unexplained(self) -> list[int]:
+        """Done again though nobody was killed in between."""
+        return [number for number, kill, _ in self.repeats() if kill is None]
+
+    @property
+    def complaints(self) -> list[str]:
+        """What must not be, in sentences."""
+        found = list(self.faults)
+        for what, numbers in (
+            ("accepted and never done", self.lost),
+            ("done and never put", self.invented),
+            ("done again though nobody was killed in between", self.unexplained),
+        ):
+            if numbers:
+                found.append(f"{what}: {len(numbers)}, such as {sorted(numbers)[:5]}")
+        return found + [f"left in {queue}: {what}" for queue, what in self.left.items()]
+
+
+@contextlib.contextmanager
+def server_of(engine: str, path: Path) -> Iterator[Server | None]:
+    """The server of an engine, which keeps all that it has accepted; None for the one that has none."""
+    if engine == "sqlite":
+        yield None
+        return
+    path = path / "server"
+    path.mkdir()
+    with redis_server(path, "--save", "", "--appendonly", "yes", "--appendfsync", "always") as server:
+        yield server
+
+
+class Soak:
+    """One daemon, two producers, one broker, and the hand."""
+
+    def __init__(self, box: Box, server: Server | None, *, rate: float = 80.0, seed: int = 1) -> None:
+        """Prepare it.
+
+        Args:
+            box: where all happens.
+            server: the broker's; None: the daemon's own file.
+            rate: tasks that are put a second.
+            seed: of what is left to chance.
+        """
+        self.box = box
+        self.outcome = Outcome()
+        self._server = server
+        self._rate = rate
+        self._chance = random.Random(seed)
+        self._marks, self._told = box.path / "marks", box.path / "told"
+        self._flags = [box.path / f"flag-{n}" for n in range(2)]
+        self._producers: list[subprocess.Popen[bytes]] = []
+        self._born = 0
+        self._url = f"sqlite:{box.run_dir}/queue.db"
+        if server is not None:
+            self._url = box.environ["DAEMONKIT_BROKER"] = server.url
+
+    def run(self, seconds: float, pause: float) -> Outcome:
+        """Put and kill for so long, a kill every ``pause`` seconds on average; then let all be done, and count."""
+        text = SCRIPT.replace("MARKS", str(self._marks)).replace("TTR", f"{TTR:g}")
+        self.box.script(text)
+        self._start()
+        try:
+            for flag in self._flags:
+                flag.write_bytes(b"\0")
+                self._producers.append(self._produce(flag))
+            self._kill_until(time.monotonic() + seconds, pause)
+        finally:
+            for producer in self._producers:
+                producer.kill()
+                producer.wait()
+        self._settle()
+        done = self.box.call("kill", "beat")
+        if done.returncode != 0:
+            self.outcome.faults.append(f"kill: {done.stdout}{done.stderr}")
+        self._count()
+        return self.outcome
+
+    def _start(self) -> None:
+        done = self.box.call("start", "--concurrency", "8", self.box.path / "beat.py")
+        if done.returncode != 0:
+            self.outcome.faults.append(f"start: {done.stdout}{done.stderr}")
+
+    def _produce(self, flag: Path) -> subprocess.Popen[bytes]:
+        self._born += 1
+        rate = self._rate / len(self._flags)
+        words = [str(self._born * SPAN), str(rate), str(self._told), str(flag)]
+        environ = {**self.box.environ, "PYTHONPATH": str(self.box.path)}
+        with open(self.box.path / "producer.log", "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", PRODUCER, *words], cwd=self.box.path, env=environ, stdout=log, stderr=log
+            )
+
+    def _kill_until(self, end: float, pause: float) -> None:
+        acts = {"producer": self._kill_producer, "master": self._kill_master}
+        kinds = ["task", "task", "consumer", "kept process", "fork server", "master", "producer"]
+        if self._server is not None:
+            acts["server"] = self._kill_server
+            kinds.append("server")
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(self._chance.expovariate(1 / pause), left))
+            kind = self._chance.choice(kinds)
+            acts.get(kind, lambda kind=kind: self._kill_one(kind))()
+
+    def _kill_one(self, kind: str) -> None:
+        """One of the daemon's processes; of tasks whichever there is within a moment."""
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            found = [pid for pid, title in descendants(self.box.pid()).items() if kind_of(title) == kind]
+            if found and self._kill(self._chance.choice(found), kind):
+                return
+            time.sleep(0.002)
+
+    def _kill(self, pid: int, kind: str) -> bool:
+        """False: it is no longer who it was."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        with open(pidfd, "rb", buffering=0):
+            if kind != "master" and kind_of(title_of(pid)) != kind:
+                return False
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                self._note(kind)
+                assert select.select([pidfd], [], [], PATIENCE)[0]
+                return True
+        return False
+
+    def _kill_master(self) -> None:
+        pid = self.box.pid()
+        if pid is not None and self._kill(pid, "master"):
+            self._start()
+
+    def _kill_producer(self) -> None:
+        """In the middle of a put, if it puts within a moment."""
+        which = self._chance.randrange(len(self._flags))
+        flag, end = self._flags[which], time.monotonic() + 0.5
+        while flag.read_bytes() != b"\1" and time.monotonic() < end:
+            pass
+        self._producers[which].kill()
+        self._note("producer")
+        self._producers[which].wait()
+        flag.write_bytes(b"\0")
+        self._producers[which] = self._produce(flag)
+
+    def _kill_server(self) -> None:
+        assert self._server is not None
+        self._server.kill()
+        self._note("server")
+        self._server.start()
+
+    def _note(self, kind: str) -> None:
+        self.outcome.kills.append((time.monotonic_ns(), kind))
+
+    def _settle(self) -> None:
+        """Wait until nothing is left but what is buried; note what is left."""
+        end = time.monotonic() + CALM
+        broker: Broker = connect(self._url)
+        try:
+            while any(s.ready or s.delayed or s.reserved for s in broker.stats()) and time.monotonic() < end:
+                time.sleep(0.1)
+            for stats in broker.stats():
+                reasons = {task.reason for task in broker.peek_state(stats.queue, State.BURIED, 5)}
+                self.outcome.left[stats.queue] = f"{stats} {reasons or ''}".rstrip()
+        except BrokerError as error:
+            self.outcome.faults.append(str(error))
+        finally:
+            broker.close()
+
+    def _count(self) -> None:
+        found = self.outcome
+        for line in _lines(self._told):
+            word, start, stop, *_ = line.split()
+            numbers = range(int(start), int(stop))
+            if word != "refused":
+                (found.tried if word == "tried" else found.kept).update(numbers)
+        marks = collections.defaultdict(list)
+        for line in _lines(self._marks):
+            number, moment = map(int, line.split())
+            marks[number].append(moment)
+        found.marks = dict(marks)
+
+
+def kind_of(title: str) -> str:
+    """What a process of the daemon is, by its title."""
+    words = title.removeprefix("beat: ")
+    if words.endswith(": fork server") and words.startswith("consumer"):
+        return "fork server"
+    if words.startswith("task "):
+        return "task"
+    if words.startswith("consumer kept"):
+        return "kept process"
+    return "consumer" if words == "consumer forked" else ""
+
+
+def title_of(pid: int) -> str:
+    """As ps shows it; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def descendants(pid: int | None) -> dict[int, str]:
+    """The processes below ``pid``, with their titles."""
+    found: dict[int, str] = {}
+    todo: list[int] = [] if pid is None else [pid]
+    while todo:
+        for child in _children(todo.pop()):
+            if child not in found:
+                found[child] = title_of(child)
+                todo.append(child)
+    return found
+
+
+def _children(pid: int) -> Sequence[int]:
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+        return [int(w) for t in tasks for w in Path(f"/proc/{pid}/task/{t}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _lines(path: Path) -> list[str]:
+    """Those that were written to their end."""
+    text = path.read_text() if path.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
