@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from brokers import redis_server
+from brokers import beanstalkd, redis_server
 from harness import PATIENCE, Box
 
 from daemonkit.errors import BrokerError
@@ -83,7 +83,7 @@ DYING: Final = 0.3  # seconds after a kill in which those who end with the kille
 CALM: Final = 90.0  # seconds in which all must be done when nobody is killed any more
 
 
-ENGINES: Final = ("sqlite", "redis")
+ENGINES: Final = ("sqlite", "redis", "beanstalk")
 
 
 class Server(Protocol):
@@ -154,8 +154,12 @@ def server_of(engine: str, path: Path) -> Iterator[Server | None]:
         return
     path = path / "server"
     path.mkdir()
-    with redis_server(path, "--save", "", "--appendonly", "yes", "--appendfsync", "always") as server:
-        yield server
+    if engine == "redis":
+        with redis_server(path, "--save", "", "--appendonly", "yes", "--appendfsync", "always") as server:
+            yield server
+    else:
+        with beanstalkd(path, "-b", str(path), "-f", "0") as server:
+            yield server
 
 
 class Soak:
