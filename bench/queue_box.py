@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import time
@@ -68,8 +69,7 @@ def main() -> None:
 def put(path: Path, tasks: int) -> None:
     """Put them all, in the script's name."""
     sys.path.insert(0, str(path))
-    import sleepy
-
+    sleepy = importlib.import_module("sleepy")
     calls = list(enumerate(some_lengths(tasks)))
     for start in range(0, tasks, 1000):
         sleepy.sleep.put_many(calls[start : start + 1000])

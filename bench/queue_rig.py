@@ -88,7 +88,7 @@ class Queue:
         given = {name: self._fill(value) for name, value in subject.environ}
         log = str(place.path / f"{subject.slug}.log")
         ours = {"DAEMONKIT_RUN_DIR": str(run_dir), "DAEMONKIT_LOG": log, "PYTHONPATH": str(place.path)}
-        self._environ = {**os.environ, **ours, "MARKS": str(self._marks), **given}
+        self.environ = {**os.environ, **ours, "MARKS": str(self._marks), **given}
         self._producer: subprocess.Popen[str] | None = None
         self._programs: list[subprocess.Popen[bytes]] = []
 
@@ -104,7 +104,7 @@ class Queue:
         with log.open("ab") as file:
             command = [self._fill(word) for word in words]
             self._programs.append(
-                subprocess.Popen(command, cwd=self._place.path, env=self._environ, stdout=file, stderr=file)
+                subprocess.Popen(command, cwd=self._place.path, env=self.environ, stdout=file, stderr=file)
             )
 
     def tell(self, what: str, number: int) -> object:
@@ -113,7 +113,7 @@ class Queue:
             self._producer = subprocess.Popen(
                 [PYTHON, "-c", _DRIVER, self.subject.slug],
                 cwd=self._place.path,
-                env=self._environ,
+                env=self.environ,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
