@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -252,13 +253,50 @@ def test_a_waiter_gives_back_what_it_was_given_and_waits_only_while_there_is_roo
     other.put("mail", NewTask(b"x", priority=7))
     assert select.select([broker.watch()], [], [], PATIENCE)[0]
     broker.drain()
-    (task,) = other.peek_state("mail", State.READY)
+    assert other.reserve("mail") == []
+    (task,) = other.peek_state("mail", State.DELAYED)
     assert (task.priority, task.failures, task.reserves, task.releases) == (7, 0, 1, 1)
     (found,) = broker.reserve("mail")
+    assert found.priority == 7
     broker.watch()
     other.put("mail", NewTask(b"y"))
     assert ready(server) == 1
     assert broker.touch(found)
+
+
+def test_of_many_who_wait_one_is_woken_by_a_put_and_has_it(server: Beanstalkd, other: BeanstalkBroker) -> None:
+    many = [connect(server.url) for _ in range(8)]
+    poll = select.poll()
+    by_fd = {}
+    for each in many:
+        assert each.reserve("mail") == []
+        by_fd[each.watch()] = each
+        poll.register(each.watch(), select.POLLIN)
+    for number in range(20):
+        id = other.put("mail", NewTask(b"%d" % number))
+        ((fd, _),) = poll.poll(PATIENCE * 1000)
+        by_fd[fd].drain()
+        (found,) = by_fd[fd].reserve("mail")
+        assert (found.body, found.id) == (b"%d" % number, id)
+        assert by_fd[fd].delete(found)
+        assert by_fd[fd].reserve("mail") == []
+        by_fd[fd].watch()
+    assert poll.poll(0) == []
+    for each in many:
+        each.close()
+
+
+def test_what_a_waiter_was_given_long_ago_is_no_longer_its_own(
+    broker: BeanstalkBroker, other: BeanstalkBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert broker.reserve("mail") == []
+    fd = broker.watch()
+    id = other.put("mail", NewTask(b"x"))
+    assert select.select([fd], [], [], PATIENCE)[0]
+    broker.drain()
+    assert other.bury_task(id, "by hand")
+    monkeypatch.setattr("daemonkit.queue.waiter.time.monotonic", lambda now=time.monotonic: now() + 1)
+    assert broker.reserve("mail") == []
 
 
 def test_a_waiter_that_has_no_room_any_more_lets_go(broker: BeanstalkBroker, other: BeanstalkBroker) -> None:

@@ -182,6 +182,10 @@ class Server:
         return found
 
     def _reserve(self, found: list[Reservation], room: dict[str, int], count: int) -> None:
+        given = self.waiter.take_given()
+        if given is not None and room.get(given[0], 0) > 0 and (first := self.take(given[1])) is not None:
+            room[first.queue] -= 1
+            found.append(first)
         while len(found) < count and (queues := [queue for queue, most in room.items() if most > 0]):
             batch = min(count - len(found), self._batch, *(room[queue] for queue in queues))
             commands = self.connection().watching(queues)

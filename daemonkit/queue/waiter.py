@@ -1,13 +1,20 @@
 """Waits at a beanstalkd for a task to become ready, on a connection of its own.
 
 What that is given it gives back at once, for the connection that holds reservations to take: that one is never blocked
-by a reserve, so a touch is never late (protocol.txt: commands are answered in order).
+by a reserve, so a touch is never late (protocol.txt: commands are answered in order).  It is given back with a delay of
+a second, which reserve-job does not mind: without one, the next who waits would be given it, and would give it back,
+and so on among all who wait.
 """
 
 from __future__ import annotations
 
+import time
+from typing import Final
+
 from daemonkit.errors import BrokerError
 from daemonkit.queue.beanstalk import Connection
+
+_OURS: Final = 0.5  # seconds in which what was given back is nobody's: later it may be another's, or buried
 
 
 class Waiter:
@@ -18,6 +25,7 @@ class Waiter:
         self._where = where
         self._connection: Connection | None = None
         self._queues: frozenset[str] | None = None  # those of the reserve that is not answered yet
+        self._given: tuple[str, int, float] | None = None  # queue, number, until when it is surely delayed
 
     def wait(self, queues: frozenset[str]) -> int:
         """Wait for tasks of ``queues``; return a descriptor that is readable when there is one: then ``hear``.
@@ -53,13 +61,20 @@ class Waiter:
             self._queues = None
             if found.word == "RESERVED":
                 fields = connection.ask([b"stats-job %d" % found.number])[0].fields
-                connection.ask([b"release %d %s 0" % (found.number, fields["pri"].encode())])
+                until = time.monotonic() + _OURS
+                if connection.ask([b"release %d %s 1" % (found.number, fields["pri"].encode())])[0].word == "RELEASED":
+                    self._given = fields["tube"], found.number, until
         except BrokerError:
             self.close()
             raise
+
+    def take_given(self) -> tuple[str, int] | None:
+        """The queue and the number of the job that it was given a moment ago, once; reserve-job has it."""
+        given, self._given = self._given, None
+        return given[:2] if given is not None and time.monotonic() < given[2] else None
 
     def close(self) -> None:
         """Wait no longer."""
         if self._connection is not None:
             self._connection.close()
-        self._connection = self._queues = None
+        self._connection = self._queues = self._given = None
