@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -47,19 +48,23 @@ def main() -> None:
         script = path / "sleepy.py"
         script.write_text(SCRIPT.format(marks=marks))
         put(path, options.tasks)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         with daemon_in_box(script, options.megabytes << 20) as (pid, group):
             moments = await_done(marks, options.tasks)
             time.sleep(SETTLING)
-            left = len(tree(pid))
-            spent = cost(pid).cpu
+            left, stays = len(tree(pid)), cost(pid).cpu
             peak = group.peak / 2**20 if group else float("nan")
             kills = group.kills if group else 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     begun = sorted(moment for word, _, moment in moments if word == "begun")
     done = sorted(moment for word, _, moment in moments if word == "done")
     rate, ideal = options.tasks / (done[-1] - begun[0]) * 1e9, ideal_rate(options.tasks)
     most = most_at_once(begun, done)
-    head = ["tasks/s", "ideal", "most at once", "peak MB", "killed for want of memory", "left", "CPU s of what stays"]
-    table(f"{options.tasks:,} tasks of 1-3 s", head, [[rate, ideal, most, peak, kills, left, spent]])
+    each = [seconds / options.tasks * 1000 for seconds in (spent, stays)]
+    head = ["tasks/s", "ideal", "most at once", "peak MB", "killed for want of memory", "left"]
+    head += ["CPU ms a task", "... of what stays"]
+    table(f"{options.tasks:,} tasks of 1-3 s", head, [[rate, ideal, most, peak, kills, left, *each]])
     goal("rate, of the ideal", rate / ideal, 0.9, at_least=True)
     goal("tasks at once", most, CAP)
     goal("processes that the memory limit killed", kills, 0)
