@@ -76,10 +76,15 @@ class Database:
                 connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield connection
-                except BaseException:
-                    connection.execute("ROLLBACK")
+                    connection.execute("COMMIT")
+                except BaseException as error:
+                    if (
+                        connection.in_transaction
+                    ):  # some failures have rolled it back (sqlite.org/lang_transaction.html)
+                        connection.execute("ROLLBACK")
+                    if isinstance(error, sqlite3.Error) and _is_full(error):
+                        _fold(connection)
                     raise
-                connection.execute("COMMIT")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -205,7 +210,7 @@ class Database:
             yield
         except sqlite3.Error as error:
             words = str(error)
-            if "full" in words or "disk I/O" in words:
+            if _is_full(error):
                 raise BrokerFull(f"write {self.path}: {words}; make room on the disk") from error
             advice = _ADVICE.get(type(error), "look at the file and its directory")
             raise BrokerError(f"use {self.path}: {words}; {advice}") from error
@@ -220,6 +225,16 @@ _ADVICE: Final[dict[type[sqlite3.Error], str]] = {
     sqlite3.DatabaseError: "it is no SQLite file, or damaged: move it away, and try sqlite3's .recover on it",
     sqlite3.OperationalError: "see who has it open (lsof), and that this user may write it and its directory",
 }
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return "full" in str(error) or "disk I/O" in str(error)
+
+
+def _fold(connection: sqlite3.Connection) -> None:
+    """The log has no room to grow: fold it into the file, so that it begins anew and tasks can at least be deleted."""
+    with contextlib.suppress(sqlite3.Error):
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def _make(path: str) -> None:

@@ -24,6 +24,7 @@ import pytest
 from brokers import RedisServer, broker_server, redis_server
 from harness import PATIENCE, Box, await_end
 
+from daemonkit.errors import BrokerFull
 from daemonkit.queue.broker import Broker, NewTask, State, Task
 from daemonkit.queue.connect import connect
 from daemonkit.queue.sqlite import SqliteBroker
@@ -763,6 +764,52 @@ def test_row_30_a_broker_that_is_killed_and_comes_again_loses_nothing_that_was_a
         broker.close()
         assert f"  consumer default: broker {server.url}\n" in box.call("status", "beat").stdout + "\n"
         assert box.call("kill", "beat").returncode == 0
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small one."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)], check=False)
+    if mounted.returncode:
+        pytest.skip("needs to be allowed to mount")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_row_33_on_a_full_disk_nothing_is_lost_and_with_room_all_is_done(box: Box, make: Make, disk: Path) -> None:
+    url = f"sqlite:{disk}/queue.db"
+    mailer = make("@task\ndef say(n): note('said', n)\n", "--broker", url, "--concurrency", "2")
+    with contextlib.closing(connect(url)) as broker:
+        broker.put_many("default", [NewTask(call("say", n) + b" " * 1000) for n in range(100)])
+        with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while filler.write(b"x" * 4096):
+                pass
+        mailer.start()
+        box.await_log("make room on the disk; tried again")
+        with pytest.raises(BrokerFull, match="make room on the disk"):
+            broker.put_many("default", [NewTask(b"y" * 1000)] * 100)
+        assert "make room on the disk" in box.call("status", "beat").stdout
+        (disk / "filler").unlink()
+        for n in range(100):
+            mailer.await_out(f"said {n}\n")
+        mailer.await_broker_of(broker, lambda: not broker.stats())
+        assert box.call("kill", "beat").returncode == 0
+
+
+def test_row_33_a_damaged_file_is_told_and_a_new_one_is_used_when_it_is_moved_away(box: Box, make: Make) -> None:
+    path = box.path / "queue.db"
+    mailer = make("@task\ndef say(n): note('said', n)\n", "--broker", f"sqlite:{path}")
+    path.write_bytes(b"SQLite format 3\0" + b"\xff" * 8000)
+    path.chmod(0o600)
+    mailer.start()
+    box.await_log("it is no SQLite file, or damaged: move it away")
+    assert "broker lost" in box.call("status", "beat").stdout
+    path.rename(box.path / "damaged.db")
+    with contextlib.closing(connect(f"sqlite:{path}")) as broker:
+        broker.put("default", NewTask(call("say", 1)))
+        mailer.await_out("said 1")
 
 
 EXAMPLES = Path(__file__).parents[2] / "etc" / "examples"
