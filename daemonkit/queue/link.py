@@ -20,11 +20,11 @@ _LONGEST: Final = 30.0  # up to this
 class Link:
     """Holds what is to be told until it has been told.  Moments are monotonic seconds."""
 
-    def __init__(self, connect: Callable[[], Broker], tell: Callable[[str], object]) -> None:
-        """Connect by ``connect`` with the first exchange; ``tell`` whether the broker can be reached."""
+    def __init__(self, connect: Callable[[], Broker], show: Callable[[str], object]) -> None:
+        """Connect by ``connect`` with the first exchange; ``show`` is told whether the broker can be reached."""
         self.outcomes: list[Outcome] = []  # not told yet
         self._connect = connect
-        self._tell = tell
+        self._show = show
         self._broker: Broker | None = None
         self._pause = 0.0  # seconds between two tries; 0: it can be reached
         self._next = 0.0  # when there is something to be had, or it is to be tried again
@@ -64,7 +64,7 @@ class Link:
         try:
             if self._broker is None:
                 self._broker = self._connect()
-                self._tell(f"broker {self._broker.url}")
+                self._show(f"broker {self._broker.url}")
             found = self._broker.exchange(self.outcomes, room if count else {}, count)
         except BrokerError as error:
             self._lost(error, now)
@@ -72,8 +72,17 @@ class Link:
         self.outcomes.clear()
         if self._pause:
             self._pause = 0.0
-            self._tell(f"broker {self._broker.url}")
+            self._show(f"broker {self._broker.url}")
         return found
+
+    def tell(self, outcome: Outcome, now: float) -> None:
+        """Tell this at once, alone, or never."""
+        if self._broker is None or self._pause:
+            return
+        try:
+            self._broker.exchange([outcome], {}, 0)
+        except BrokerError as error:
+            self._lost(error, now)
 
     def give_up(self) -> None:
         """Nobody will try again: what was not told, is lost, and so is done again."""
@@ -94,7 +103,7 @@ class Link:
     def _lost(self, error: BrokerError, now: float) -> None:
         if not self._pause:
             log.error("%s; tried again until it can be reached", error)
-            self._tell(f"broker lost: {error}")
+            self._show(f"broker lost: {error}")
         self._pause = min(self._pause * 2, _LONGEST) if self._pause else _FIRST
         self._next = now + self._pause * random.uniform(0.8, 1.2)
 

@@ -15,10 +15,10 @@ from typing import Any, Final
 from daemonkit.errors import PayloadError
 from daemonkit.processes.worker import StopFlag
 from daemonkit.queue import current, errand, payload
-from daemonkit.queue.broker import Broker, Delete, Outcome, Release, Reservation
+from daemonkit.queue.broker import Broker, Delete, Outcome, Release, Reservation, Touch
 from daemonkit.queue.connect import connect
 from daemonkit.queue.link import Link, next_look
-from daemonkit.queue.run import LOST, REASON, bury, fail
+from daemonkit.queue.run import LOST, PAUSE, REASON, bury, fail
 from daemonkit.queue.task import Task
 
 log = logging.getLogger("daemonkit.queue")
@@ -38,6 +38,7 @@ class Prefork:
         self._stop = stop
         self._queue = next(iter(tasks.values())).policy.queue
         self._batch = 1
+        self._told_at = 0.0  # monotonic seconds
         self._link = Link(self._connect, stop.doing)
 
     def run(self, hooks: tuple[Callable[[], Any], ...]) -> None:
@@ -104,11 +105,14 @@ class Prefork:
         if reservation.failures > policy.max_retries + LOST:
             return bury(reservation, f"begun {reservation.failures} times, and each time its process has died or hung")
         running = current.Running(reservation.queue, reservation.first_id, reservation.token, attempt)
-        current.begin(running, self._tell)
+        current.begin(running, lambda progress: self._tell(reservation, progress))
         kind, words = errand.perform(task, call, policy.soft_timeout or policy.timeout)
         if kind == errand.DONE:
             return Delete(reservation, words if policy.keep_result else None, policy.keep_result)
         return fail(reservation, policy, words.decode(errors="replace")[:REASON])
 
-    def _tell(self, progress: str) -> None:
-        """Nobody is told how far a task has come that is over in a moment."""
+    def _tell(self, reservation: Reservation, progress: str) -> None:
+        """A task has come so far: what it says too soon after the last is left out."""
+        if (now := time.monotonic()) >= self._told_at + PAUSE:
+            self._told_at = now
+            self._link.tell(Touch(reservation, progress), now)

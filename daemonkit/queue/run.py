@@ -18,7 +18,7 @@ log = logging.getLogger("daemonkit.queue")
 
 LOST: Final = 3  # reservations that nobody ended, beyond max_retries, before a task is taken for the cause
 REASON: Final = 20_000  # characters of a failure that are kept
-_PAUSE: Final = 1.0  # seconds between two tellings of how far a task has come
+PAUSE: Final = 1.0  # seconds between two tellings of how far a task has come
 
 
 class Run:
@@ -43,7 +43,7 @@ class Run:
     def tell(self, progress: str, now: float) -> None:
         """It has come so far: the broker is told with the next touch, which comes soon."""
         self._progress = progress
-        self.touch_at = min(self.touch_at, max(self._told_at + _PAUSE, now))
+        self.touch_at = min(self.touch_at, max(self._told_at + PAUSE, now))
 
     def touch(self, now: float) -> Touch:
         """What the broker is told to let its ttr begin anew."""

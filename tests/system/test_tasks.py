@@ -833,6 +833,7 @@ def test_the_mailer_sends_what_python_and_php_have_put(box: Box, tmp_path: Path)
 
 
 PREFORK = """
+from daemonkit import current_task
 @task("quick", mode="prefork", concurrency=2, max_retries=1, backoff=0.01, ttr=5, keep_result=60)
 def square(n): note("square", n, os.getpid()); return n * n
 @task("quick", mode="prefork", concurrency=2, max_retries=0, ttr=5, timeout=0.2)
@@ -842,6 +843,11 @@ def misbehave(how):
     if how == "hang": time.sleep(60)
     if how == "kill": os.kill(os.getpid(), signal.SIGKILL)
     if how == "exit": sys.exit(3)
+@task("quick", mode="prefork", concurrency=2, ttr=60)
+def wait(path):
+    current_task.progress({"half": True})
+    current_task.progress("too soon to be told")
+    wait_for(path)
 @task("slow")
 def forked(): note("forked", os.getpid())
 """
@@ -891,6 +897,18 @@ def test_what_misbehaves_in_a_kept_process_is_told_and_the_next_task_is_done(box
     assert "begun 4 times, and each time its process has died or hung" in str(task.reason)
     mailer.push(call("square", 5), "quick")
     mailer.await_out("square 5")
+
+
+def test_the_progress_of_a_task_in_a_kept_process_is_shown(make: Make, gate: Gate) -> None:
+    mailer = make(PREFORK, "--concurrency", "1")
+    id = mailer.push(call("wait", str(mailer.box.path / "gate")), "quick", ttr=60)
+    mailer.start()
+    mailer.await_broker(lambda: (task := mailer.broker.peek(id)) is not None and task.progress is not None)
+    task = mailer.broker.peek(id)
+    assert task is not None
+    assert task.progress == '{"half": true}'
+    gate.open()
+    mailer.await_empty()
 
 
 def test_a_stop_gives_back_what_a_kept_process_has_not_begun(box: Box, make: Make, gate: Gate) -> None:
