@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def modules() -> list[Path]:
     return sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Dotted names that the file imports, anywhere but under TYPE_CHECKING."""
     found = set()
@@ -69,6 +71,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+@cache
 def at_import(path: Path) -> set[str]:
     """Modules that are loaded with the file."""
     found = set()
