@@ -13,16 +13,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 import peers
+import queue_peers
 from rig import as_a_user
 
 HERE = Path(__file__).parent
 SCRIPTS = (
     *("commands.py", "truth.py", "timer.py", "firing.py", "idle.py"),
     *("fork.py", "children.py", "pool.py", "small_box.py", "background.py", "ipc.py"),
+    *("queues.py", "backlog.py", "queue_box.py"),
 )
+LONG = ("hour.py", "soak.py")  # taken only when they are named
 PACKAGES = (
     *("daemonkit", "python-daemon", "daemonocle", "supervisor", "APScheduler", "schedule", "click"),
-    *("pebble", "loky", "sysv-ipc"),
+    *("pebble", "loky", "sysv-ipc", "redis", "rq", "huey", "celery", "dramatiq"),
 )
 HEAD = """\
 Figures
@@ -36,7 +39,8 @@ by turns, and the machine does other things, too.  ``make bench`` takes them ane
 :Packages: {packages}
 
 ``python bench/all.py --hour`` adds an hour of ticks; ``python bench/all.py pool.py`` takes one script's figures anew;
-``python bench/truth.py --rounds 20 --starts 200`` is the long form of the many starts at once.
+``python bench/all.py soak.py`` adds ten minutes of random kills; ``python bench/truth.py --rounds 20 --starts 200`` is
+the long form of the many starts at once.
 """
 
 
@@ -48,6 +52,7 @@ def main() -> None:
     chosen = parser.parse_args()
     scripts = chosen.scripts or ([*SCRIPTS, "hour.py"] if chosen.hour else SCRIPTS)
     peers.require()
+    queue_peers.require()
     as_a_user()
     file = HERE.parent / "docs" / "figures.rst"
     sections = _sections(file.read_text()) if chosen.scripts else {}
@@ -58,7 +63,7 @@ def main() -> None:
         about = (HERE / script).read_text().split('"""')[1]
         title = _title(script)
         sections[title] = f"{title}\n{'-' * len(title)}\n\n{about}  ``python bench/{script}``, {today}\n{done.stdout}"
-    known = [title for script in (*SCRIPTS, "hour.py") if (title := _title(script)) in sections]
+    known = [title for script in (*SCRIPTS, *LONG) if (title := _title(script)) in sections]
     file.write_text("\n\n".join([HEAD.format(**machine()), *(sections[title].rstrip("\n") for title in known)]) + "\n")
 
 

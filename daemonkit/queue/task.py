@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
@@ -128,7 +127,7 @@ class Task(Generic[P, R]):
                     policy.priority if priority is None else priority,
                     delay,
                     policy.ttr if ttr is None else ttr,
-                    hashlib.sha256(body).hexdigest() if key is None and policy.unique else key,
+                    _digest(body) if key is None and policy.unique else key,
                 )
             )
         return [Handle(self._outlet, policy.queue, id) for id in self._outlet.put_many(policy.queue, made)]
@@ -140,3 +139,10 @@ class Task(Generic[P, R]):
             self.signature.bind(*args, **kwargs)
         except TypeError as why:
             raise error(f"{what}: {why}; it is called as {self.name}{self.signature}") from None
+
+
+def _digest(body: bytes) -> str:
+    # Not with the module: it brings OpenSSL, whose twenty mappings each fork of a task's process would copy.
+    import hashlib
+
+    return hashlib.sha256(body).hexdigest()
