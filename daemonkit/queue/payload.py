@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from daemonkit.errors import PayloadError, UsageError
 
@@ -67,7 +67,7 @@ def decode(body: bytes) -> Call:
         PayloadError: it is no JSON, or none of the forms.
     """
     try:
-        message = json.loads(body.decode(), parse_constant=_refuse_constant)
+        message = _parse(body.decode())
     except UnicodeDecodeError as error:
         raise PayloadError(f"not UTF-8: {error.reason} at byte {error.start}") from None
     except (ValueError, RecursionError) as error:
@@ -105,6 +105,9 @@ def _foreign(message: dict[str, Any]) -> Call:
 
 def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number of JSON's")
+
+
+_parse: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode  # json.loads would make one each time
 
 
 def _kind(value: object) -> str:
