@@ -45,6 +45,17 @@ def test_a_list_that_others_push_is_taken_in_order_and_byte_for_byte(server: Red
     assert broker.exchange([Delete(found[0]), Bury(found[1], "no"), Release(found[2])], {}, 0).lost == []
 
 
+def test_what_a_put_leaves_behind_for_its_repetition_is_gone_after_a_minute(
+    server: RedisServer, broker: RedisBroker
+) -> None:
+    broker.put("mail", NewTask(b"x"))
+    (found,) = broker.reserve("mail")
+    assert broker.delete(found)
+    keys = server.command("KEYS", "*:put:*").split(b"\r\n")
+    assert len(keys) == 4  # the count, the length, the key, the end
+    assert 0 < int(server.command("TTL", keys[2].decode()).strip(b":\r\n")) <= 60
+
+
 def test_who_waits_is_woken_by_a_push_of_others_onto_one_of_its_lists(server: RedisServer, broker: RedisBroker) -> None:
     broker.announce(["mail", "mailing", "sms"], 1)
     fd = broker.watch()

@@ -55,7 +55,8 @@ local function add(queue, body, priority, ttr)
 end
 """
 
-# request, queue, then of each task: body, priority, delay, ttr, key
+# request, queue, then of each task: body, priority, delay, ttr, key.  A request whose reply was lost is made again at
+# once: it is remembered for a minute, and 200 bytes.
 PUT: Final = """
 local request, queue = P .. 'put:' .. ARGV[1], ARGV[2]
 local done = redis.call('GET', request)
@@ -78,7 +79,7 @@ for i = 3, #ARGV, 5 do
   end
   ids[#ids + 1] = tostring(id)
 end
-redis.call('SET', request, table.concat(ids, ' '), 'EX', 600)
+redis.call('SET', request, table.concat(ids, ' '), 'EX', 60)
 wake(queue)
 return ids
 """
