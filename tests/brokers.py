@@ -197,6 +197,12 @@ def redis_server(path: Path, *options: str) -> Iterator[RedisServer]:
         server.kill()
 
 
+def free_ports(count: int) -> list[int]:
+    """Of this host, which nobody listens at."""
+    with contextlib.ExitStack() as stack:
+        return [int(stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]) for _ in range(count)]
+
+
 @contextlib.contextmanager
 def broker_server(engine: str, path: Path) -> Iterator[RedisServer | Beanstalkd]:
     """One that loses nothing that it has accepted, for "redis" or "beanstalk"."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from brokers import Beanstalkd, Between, beanstalkd, redis_server
+from brokers import Beanstalkd, Between, beanstalkd, free_ports, redis_server
 from harness import PATIENCE
 
 from daemonkit.errors import BrokerError, BrokerFull, PutUncertain, UsageError
@@ -66,13 +65,8 @@ def ready(server: Beanstalkd, queue: str = "mail") -> int:
     return int(said.split("current-jobs-ready: ")[1].split("\n")[0]) if "current-jobs-ready" in said else 0
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
 def test_over_tcp_it_is_the_same(tmp_path: Path) -> None:
-    with beanstalkd(tmp_path, port=free_port()) as server:
+    with beanstalkd(tmp_path, port=free_ports(1)[0]) as server:
         broker = connect(server.url + "/")
         broker.put("mail", NewTask(b"x"))
         assert broker.delete(broker.reserve("mail")[0])

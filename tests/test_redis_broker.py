@@ -6,14 +6,13 @@ import contextlib
 import json
 import select
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from brokers import Between, RedisServer, redis_server
+from brokers import Between, RedisServer, free_ports, redis_server
 from harness import PATIENCE
 
 from daemonkit.errors import BrokerError, BrokerFull, UsageError
@@ -178,11 +177,6 @@ def test_a_password_is_asked_for_and_taken(tmp_path: Path) -> None:
         assert broker.put("mail", NewTask(b"")) == "1"
         assert "secret" not in broker.url
         broker.close()
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        return [int(stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]) for _ in range(count)]
 
 
 def test_over_tls_the_certificate_and_its_host_name_are_looked_at(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from brokers import RedisServer, broker_server, redis_server
+from brokers import RedisServer, beanstalkd, broker_server, free_ports, redis_server
 from harness import PATIENCE, Box, await_end
 
 from daemonkit.errors import BrokerFull
@@ -763,6 +763,43 @@ def test_row_30_a_broker_that_is_killed_and_comes_again_loses_nothing_that_was_a
         mailer.await_broker_of(broker, lambda: not broker.stats())
         broker.close()
         assert f"  consumer default: broker {server.url}\n" in box.call("status", "beat").stdout + "\n"
+        assert box.call("kill", "beat").returncode == 0
+
+
+def test_row_30_of_two_servers_one_is_killed_the_other_goes_on_and_nothing_is_lost(
+    box: Box, make: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    first, second = free_ports(2)
+    with (
+        beanstalkd(tmp_path / "one", "-b", str(tmp_path / "one"), "-f", "0", port=first) as one,
+        beanstalkd(tmp_path / "two", "-b", str(tmp_path / "two"), "-f", "0", port=second),
+    ):
+        url = f"beanstalk://127.0.0.1:{first},127.0.0.1:{second}"
+        mailer = make(
+            """
+            @task
+            def say(n): note("said", n)
+            @task("kept", mode="prefork")
+            def keep(n): note("said", n)
+            """,
+            *("--broker", url, "--concurrency", "2"),
+        )
+        with contextlib.closing(connect(url)) as broker:
+            for n in range(40):
+                broker.put("default" if n % 2 else "kept", NewTask(call("say" if n % 2 else "keep", n), delay=n % 4))
+            mailer.start()
+            mailer.await_out("said", 5)
+            one.kill()
+            for n in range(40, 80):  # some of the put may go to the dead one first, and are told to the other
+                broker.put("default" if n % 2 else "kept", NewTask(call("say" if n % 2 else "keep", n)))
+            for n in range(40, 80):
+                mailer.await_out(f"said {n}\n")
+            one.start()
+            for n in range(40):
+                mailer.await_out(f"said {n}\n")
+            mailer.await_broker_of(broker, lambda: not broker.stats())
         assert box.call("kill", "beat").returncode == 0
 
 
