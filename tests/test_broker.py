@@ -455,7 +455,7 @@ def test_row_30_a_server_that_answers_no_more_is_given_up_in_time_and_taken_up_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     """As behind a firewall that drops what we send."""
-    monkeypatch.setattr(f"daemonkit.queue.{engine}.TIMEOUT", 0.2)
+    monkeypatch.setattr(f"daemonkit.queue.{engine}.TIMEOUT", 1.5)
     with broker_server(engine, tmp_path) as server:
         broker = connect_to(server.url)
         broker.put_many("mail", [NewTask(b"1"), NewTask(b"2")])
