@@ -70,8 +70,8 @@ class Reply(NamedTuple):
 class Connection:
     """What it uses and watches dies with it, on both sides."""
 
-    def __init__(self, where: str) -> None:
-        """Connect to ``where``: HOST:PORT, or the path of a socket.
+    def __init__(self, where: str, patience: float) -> None:
+        """Connect to ``where``: HOST:PORT, or the path of a socket; wait ``patience`` seconds for it, and for a reply.
 
         Raises:
             BrokerError: nobody answers there.
@@ -81,7 +81,7 @@ class Connection:
         self._watched = {"default"}
         self._pid = os.getpid()
         try:
-            self._socket = _connected(where)
+            self._socket = _connected(where, patience)
         except OSError as error:
             raise BrokerError(f"reach beanstalkd at {where}: {error.strerror or error}; is it running?") from error
         self._reader = self._socket.makefile("rb")
@@ -151,7 +151,7 @@ class Connection:
                 raise self._lost("it has closed the connection in the middle of a reply")
             return Reply(word, int(rest[0]), data[:-2])
         except TimeoutError as error:
-            raise self._lost(f"no reply within {TIMEOUT:g} s") from error
+            raise self._lost(f"no reply within {self._socket.gettimeout():g} s") from error
         except (OSError, ValueError, IndexError) as error:
             if isinstance(error, BrokerError):
                 raise
@@ -196,10 +196,10 @@ def put(priority: int, delay: int, ttr: int, body: bytes) -> bytes:
     return b"put %d %d %d %d\r\n%s" % (priority, delay, ttr, len(body), body)
 
 
-def _connected(where: str) -> socket.socket:
+def _connected(where: str, patience: float) -> socket.socket:
     if where.startswith("/"):
         sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(TIMEOUT)
+        sock.settimeout(patience)
         try:
             sock.connect(where)
         except BaseException:
@@ -207,7 +207,7 @@ def _connected(where: str) -> socket.socket:
             raise
         return sock
     host, _, port = where.rpartition(":")
-    sock = socket.create_connection((host.strip("[]"), int(port)), TIMEOUT)
+    sock = socket.create_connection((host.strip("[]"), int(port)), patience)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # A host that has vanished says nothing: who waits for tasks would wait for ever (tcp(7)).
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -8,6 +8,7 @@ ahead, all tasks of a queue.  Times are whole seconds, rounded up.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import select
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Final, TypeVar
 
 from daemonkit.errors import BrokerError, UsageError
+from daemonkit.queue import beanstalk
 from daemonkit.queue.beanstalkserver import Refused, Server, failures
 from daemonkit.queue.broker import (
     Broker,
@@ -27,11 +29,15 @@ from daemonkit.queue.broker import (
     Reservation,
     State,
     Task,
+    Touch,
 )
 from daemonkit.queue.checks import check_queue, check_seconds, check_task
 from daemonkit.queue.history import unwrap
 from daemonkit.queue.owner import myself
 
+log = logging.getLogger("daemonkit.queue")
+
+_BESIDE_OTHERS: Final = 3.0  # seconds for a reply of one of several servers: meanwhile the others wait, too
 ALL: Final = 2**31
 _CUT: Final = 1.0  # seconds that are perhaps left beyond those that it tells, which are whole ones
 _LATE: Final = "it was not done within its ttr"
@@ -53,7 +59,8 @@ class BeanstalkBroker(Broker):
             BrokerError: none can be reached.
         """
         self.url = url
-        self._servers = [Server(where) for where in servers]
+        patience = beanstalk.TIMEOUT if len(servers) == 1 else _BESIDE_OTHERS
+        self._servers = [Server(where, patience) for where in servers]
         self._untold: dict[Server, list[Outcome]] = {server: [] for server in self._servers}
         self._turn = 0
         self._epoll: select.epoll | None = None
@@ -97,14 +104,20 @@ class BeanstalkBroker(Broker):
                     has_worked = True
             except BrokerError as error:
                 errors.append(error)
+                # What is kept until it can be told: a touch would come too late.
+                told[server] = [outcome for outcome in told[server] if not isinstance(outcome, Touch)]
+            lost += server.forsaken()
         if errors and not has_worked:
             raise errors[0]
         self._untold = told
         self._wanted = frozenset(left) if len(found) < count else frozenset()
         if found:  # we may be at them for long: what a waiter is given now, would wait for that
             for server in self._servers:
-                server.waiter.close()
-        return Exchange(found, lost, self._until_retry())
+                with contextlib.suppress(BrokerError), server.losing():  # the next exchange will tell
+                    server.waiter.rest()
+        lost = list({each.token: each for each in lost}.values())
+        troubles = [server.trouble for server in self._servers if server.trouble]
+        return Exchange(found, lost, self._until_retry(), "; ".join(troubles) or None)
 
     def _sorted(self, outcomes: Iterable[Outcome]) -> tuple[dict[Server, list[Outcome]], list[Reservation]]:
         """What each server is to be told, with what it could not be told before; and what none will take."""
@@ -202,7 +215,12 @@ class BeanstalkBroker(Broker):
             if task is None or task.state not in (State.READY, State.DELAYED):
                 return False
             reservation = server.take(job)
-            return reservation is not None and not server.settle([Bury(reservation, reason)])
+            if reservation is None:
+                return False
+            unfailed = reservation._replace(
+                failures=reservation.failures - 1
+            )  # to be buried is to have failed once more
+            return not server.settle([Bury(unfailed, reason)])
 
         return self._with_job(id, act, False)
 
@@ -261,9 +279,17 @@ class BeanstalkBroker(Broker):
         return done
 
     def doctor(self) -> list[str]:
-        return [line for server in self._servers for line in _diagnosis(server)]
+        lines: list[str] = []
+        for server in self._servers:
+            try:
+                lines += _diagnosis(server)
+            except BrokerError as error:
+                lines.append(str(error))
+        return lines
 
     def close(self) -> None:
+        if count := sum(map(len, self._untold.values())):
+            log.error("%s: what came of %d task(s) could not be told; they will be done again", self.url, count)
         for server in self._servers:
             server.close()
         if self._epoll is not None:

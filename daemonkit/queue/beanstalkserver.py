@@ -22,7 +22,7 @@ from daemonkit.queue.history import History, plain, unwrap, wrap
 from daemonkit.queue.waiter import Waiter
 
 _FIRST: Final = 0.25  # seconds until a server that cannot be reached is tried again, beside others; doubled
-_LONGEST: Final = 15.0  # up to this
+_LONGEST: Final = 30.0  # up to this
 _MOST: Final = 32  # tasks that are reserved in one round trip
 INSTANCE: Final = 8  # digits of a server's instance that an id shows
 
@@ -34,16 +34,20 @@ class Refused(BrokerError):
 class Server:
     """Connected when it is wanted, and again when that was lost."""
 
-    def __init__(self, where: str) -> None:
-        """Nothing is sent yet."""
+    def __init__(self, where: str, patience: float) -> None:
+        """Nothing is sent yet; later it is waited for so many seconds each time."""
         self.where = where
+        self.trouble: str | None = None  # why it cannot be used
         self.retry_at = 0.0  # monotonic seconds, before which it is left alone while there are others
-        self.waiter = Waiter(where)
+        self.waiter = Waiter(where, patience)
         self._main: Connection | None = None
         self._facts: Mapping[str, str] = {"id": "", "max-job-size": "0"}  # stats when it was connected last
         self._held: dict[int, Reservation] = {}  # by the job's number
         self._settled: set[int] = set()  # tokens of those that have been told, or may have been
+        self._forsaken: list[Reservation] = []  # no longer ours, and nobody knows yet
+        self._uncounted: dict[int, History] = {}  # of those that the server had no room for
         self._token = 0
+        self._patience = patience
         self._pause = _FIRST
         self._batch = 1
 
@@ -66,7 +70,7 @@ class Server:
         if self._main is None:
             with self.losing():
                 self._main = self._connected()
-            self._pause, self.retry_at = _FIRST, 0.0
+            self._pause, self.retry_at, self.trouble = _FIRST, 0.0, None
         return self._main
 
     def begin(self) -> Connection:
@@ -80,26 +84,34 @@ class Server:
         return self.connection()
 
     def _connected(self) -> Connection:
-        connection = Connection(self.where)
+        connection = Connection(self.where, self._patience)
         facts = connection.ask([b"stats"])[0].fields
         if facts["id"] != self._facts["id"]:  # another life of the server, in which a number may be another job's
+            self._forsaken += self._held.values()
             self._held.clear()
             self._settled.clear()
+            self._uncounted.clear()
         self._facts = facts
         # What the lost connection held, is nobody's now; its children may still be at work.
         jobs = list(self._held)
         for job, reply in zip(jobs, connection.ask([b"reserve-job %d" % job for job in jobs]), strict=True):
-            if reply.word == "NOT_FOUND":
-                del self._held[job]
+            if reply.word == "NOT_FOUND" and (lost := self._held.pop(job)).token not in self._settled:
+                self._forsaken.append(lost)
         return connection
+
+    def forsaken(self) -> list[Reservation]:
+        """Those that we have lost with a connection, each told once."""
+        lost, self._forsaken = self._forsaken, []
+        return lost
 
     @contextlib.contextmanager
     def losing(self) -> Iterator[None]:
         """When it cannot be reached, both connections are closed, and it is left alone for a while."""
         try:
             yield
-        except BrokerError:
+        except BrokerError as error:
             self.close()
+            self.trouble = str(error)
             self.retry_at = time.monotonic() + self._pause
             self._pause = min(self._pause * 2, _LONGEST)
             raise
@@ -209,6 +221,7 @@ class Server:
             if reply.word == "OK":
                 fields = reply.fields
                 body, history = unwrap(data)
+                history = self._uncounted.pop(job, history)
                 reservation = Reservation(
                     fields["tube"],
                     self.id(job),
@@ -251,7 +264,7 @@ class Server:
         return reservation.id.rpartition("-")[2] == self._facts["id"][:INSTANCE]
 
     def settle(self, outcomes: Iterable[Outcome]) -> list[Reservation]:
-        """Tell the server what came of reservations; return those that are no longer ours.
+        """Tell the server what came of reservations; return those that are no longer ours; see ``forsaken``, too.
 
         Raises:
             BrokerError: it cannot be reached, or the connection was lost; call it again with the same.
@@ -259,19 +272,18 @@ class Server:
         self.connection()  # which takes again what a lost one held
         simple: dict[int, Outcome] = {}
         anew: dict[int, Release | Bury] = {}
-        lost: list[Reservation] = []
         for outcome in outcomes:
             job = number(outcome.reservation)
             held = self._held.get(job)
             if held is None and outcome.reservation.token in self._settled:
                 continue  # before the connection was lost
             if held is None or held.token != outcome.reservation.token:
-                lost.append(outcome.reservation)
+                self._forsaken.append(outcome.reservation)
             elif isinstance(outcome, Bury) or (isinstance(outcome, Release) and outcome.reason is not None):
                 anew[job] = outcome
             else:
                 simple[job] = outcome
-        lost += self._tell(simple)
+        lost = self._tell(simple)
         lost += [outcome.reservation for job, outcome in anew.items() if not self._put_anew(job, outcome)]
         self._settled.clear()
         return lost
@@ -306,7 +318,9 @@ class Server:
         history = History(reservation.failures + 1, outcome.reason, reservation.first_id)
         body = wrap(reservation.body, history, int(self._facts["max-job-size"]))
         copy = None if body is None else self._copy(reservation, priority, delay, body)
-        if copy is None:  # no room for its history: what can be said without is said
+        if copy is None:  # no room for its history, or it is draining: what can be said without is said
+            if isinstance(outcome, Release):
+                self._uncounted[job] = history
             self.ask(_command(job, outcome))
         else:
             bury = [b"reserve-job %d" % copy, b"bury %d %d" % (copy, priority)] if isinstance(outcome, Bury) else []

@@ -59,6 +59,10 @@ class Reservation(NamedTuple):
     failures: int  # since it was put or kicked: releases with a reason, and reservations that nobody ended
     was: str | None = None  # the id by which it was put, where the broker has given it another since
 
+    def __str__(self) -> str:
+        renamed = f" (put as {self.was})" if self.was else ""
+        return f"task {self.id}{renamed} of {self.queue}"
+
     @property
     def first_id(self) -> str:
         """The id by which it was put: the same for each attempt."""
@@ -147,7 +151,8 @@ class Exchange(NamedTuple):
 
     reserved: list[Reservation]
     lost: list[Reservation]  # those whose outcome came too late: they are no longer ours
-    due: float | None = None  # seconds until something is ready by itself; None: nothing will be
+    due: float | None = None  # seconds until something is ready by itself; None: nothing will be, or ``watch`` tells
+    trouble: str | None = None  # a part of the broker cannot be used, while the rest goes on
 
 
 class Broker(abc.ABC):

@@ -18,7 +18,7 @@ from daemonkit.core.logs import Sink
 from daemonkit.errors import ForkServerLost, PayloadError
 from daemonkit.processes.children import Child
 from daemonkit.processes.receipt import Receipt
-from daemonkit.processes.worker import StopFlag, Worker
+from daemonkit.processes.worker import SHARE, StopFlag, Worker
 from daemonkit.queue import errand, payload
 from daemonkit.queue.admission import SHOWN, Admission
 from daemonkit.queue.broker import Broker, Delete, Release, Reservation
@@ -168,7 +168,7 @@ class Consumer:
         except OSError as error:
             if isinstance(error, ForkServerLost):
                 return  # we end, too, and our successor gets back what is ours
-            log.error("task %s of %s: no process for it: %s; given back", reservation.id, reservation.queue, error)
+            log.error("%s: no process for it: %s; given back", reservation, error)
             self._link.outcomes.append(Release(reservation, _NO_ROOM))
             return
         self._runs[run.child.id] = run
@@ -224,7 +224,7 @@ class Consumer:
 
     def _lose(self, reservation: Reservation) -> None:
         """Somebody else may have it by now: end what is still being done for it."""
-        log.error("task %s of %s is no longer ours: the broker was told too late", reservation.id, reservation.queue)
+        log.error("%s is no longer ours: its ttr was up, or the broker was restarted", reservation)
         for run in self._runs.values():
             if run.reservation is reservation:
                 run.is_ours = False
@@ -252,15 +252,15 @@ def _consumer(tasks: Mapping[str, Task[..., Any]], settings: Settings) -> Worker
 
 def _prefork(queue: str, tasks: Mapping[str, Task[..., Any]], settings: Settings) -> Worker:
     caps = [task.policy.concurrency for task in tasks.values() if task.policy.concurrency]
-    longest = max(task.policy.timeout or task.policy.ttr for task in tasks.values())
+    longest = _HUNG + max(task.policy.timeout or task.policy.ttr for task in tasks.values())
 
     def consume(stop: StopFlag) -> None:
-        Prefork(settings.broker, tasks, stop).run(settings.hooks)
+        Prefork(settings.broker, tasks, stop, longest / SHARE).run(settings.hooks)
 
     return Worker(
         f"consumer {queue}",
         consume,
         processes=min([settings.concurrency, *caps]),
-        heartbeat_timeout=longest + _HUNG,
+        heartbeat_timeout=longest,
         is_titled=True,
     )

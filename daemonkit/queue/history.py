@@ -7,6 +7,7 @@ import json
 from typing import Final, NamedTuple
 
 _HEAD: Final = b"daemonkit/1 "
+_MOST: Final = 2**31  # failures
 
 
 class History(NamedTuple):
@@ -39,11 +40,16 @@ def unwrap(data: bytes) -> tuple[bytes, History]:
         try:
             words = json.loads(line.removeprefix(_HEAD))
             failures, reason, was = words["failures"], words["reason"], words["was"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):  # anybody may have written it
             return data, History()
-        if type(failures) is int and isinstance(reason, str | None) and isinstance(was, str | None):
-            return body, History(failures, reason, was)
+        is_count = type(failures) is int and 0 <= failures < _MOST
+        if is_count and isinstance(reason, str | None) and (was is None or _is_id(was)):
+            return body, History(failures, reason and reason.encode(errors="replace").decode(), was)
     return data, History()
+
+
+def _is_id(was: object) -> bool:
+    return isinstance(was, str) and len(was) < 64 and was.isascii() and was.isprintable()
 
 
 def plain(body: bytes) -> bytes:

@@ -26,6 +26,7 @@ class Link:
         self._connect = connect
         self._show = show
         self._broker: Broker | None = None
+        self._trouble: str | None = None  # with a part of it
         self._pause = 0.0  # seconds between two tries; 0: it can be reached
         self._next = 0.0  # when there is something to be had, or it is to be tried again
 
@@ -70,9 +71,11 @@ class Link:
             self._lost(error, now)
             return None
         self.outcomes.clear()
-        if self._pause:
-            self._pause = 0.0
-            self._show(f"broker {self._broker.url}")
+        if self._pause or found.trouble != self._trouble:
+            self._pause, self._trouble = 0.0, found.trouble
+            if found.trouble:
+                log.error("%s; tried again until it can be used; the others go on", found.trouble)
+            self._show(f"broker {self._broker.url}" + (f", but: {found.trouble}" if found.trouble else ""))
         return found
 
     def tell(self, outcome: Outcome, now: float) -> None:

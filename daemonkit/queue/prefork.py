@@ -25,15 +25,15 @@ log = logging.getLogger("daemonkit.queue")
 
 _MOST: Final = 32  # tasks that are reserved at a time
 _BATCH_TIME: Final = 0.02  # seconds that a batch may take: a stop, and what is more urgent, wait for its end
-_LONGEST: Final = 3600.0  # seconds of a wait
 
 
 class Prefork:
     """One such process."""
 
-    def __init__(self, url: str, tasks: Mapping[str, Task[..., Any]], stop: StopFlag) -> None:
-        """Consume the one queue of ``tasks`` from the broker at ``url``."""
+    def __init__(self, url: str, tasks: Mapping[str, Task[..., Any]], stop: StopFlag, beat: float) -> None:
+        """Consume the one queue of ``tasks`` from the broker at ``url``; look at ``stop`` each ``beat`` seconds."""
         self._url = url
+        self._beat = beat
         self._tasks = tasks
         self._stop = stop
         self._queue = next(iter(tasks.values())).policy.queue
@@ -69,7 +69,7 @@ class Prefork:
         if found is None:
             return
         for reservation in found.lost:
-            log.error("task %s of %s is no longer ours: it took longer than its ttr", reservation.id, reservation.queue)
+            log.error("%s is no longer ours: it took longer than its ttr, or the broker was restarted", reservation)
         self._link.look(now if found.reserved else next_look(found, self._batch, now))
         began = time.monotonic()
         for number, reservation in enumerate(found.reserved):
@@ -88,7 +88,7 @@ class Prefork:
         broker = self._link.fileno(time.monotonic())
         if broker is not None:
             poll.register(broker, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(min(seconds, _LONGEST) * 1000 + 0.999)}
+        ready = {fd for fd, _ in poll.poll(min(seconds, self._beat) * 1000 + 0.999)}
         if self._stop.fileno() in ready:
             self._stop.drain()
         if broker in ready:

@@ -62,7 +62,7 @@ class Run:
 def bury(reservation: Reservation, reason: str) -> Bury:
     """It will never do: what the broker is told, and the log."""
     why, _, trace = reason.partition("\n")
-    log.error("task %s of %s: %s; buried%s", reservation.id, reservation.queue, why, trace and f"\n{trace}")
+    log.error("%s: %s; buried%s", reservation, why, trace and f"\n{trace}")
     return Bury(reservation, reason)
 
 
@@ -74,5 +74,5 @@ def fail(reservation: Reservation, policy: Policy, reason: str) -> Release | Bur
     why, _, trace = reason.partition("\n")
     delay = policy.wait(reservation.failures, random.random())
     what = f"attempt {attempt} of {policy.max_retries + 1}, again in {delay:.1f} s"
-    log.warning("task %s of %s: %s; %s%s", reservation.id, reservation.queue, why, what, trace and f"\n{trace}")
+    log.warning("%s: %s; %s%s", reservation, why, what, trace and f"\n{trace}")
     return Release(reservation, delay, reason)

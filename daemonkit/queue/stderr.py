@@ -11,6 +11,8 @@ from typing import Final
 
 KEPT: Final = 2000  # bytes
 _READ: Final = 65536
+_CAPACITY: Final = 65536  # of a pipe (pipe(7))
+_LONGEST: Final = 8192  # bytes of a line; more is broken
 
 Tell = Callable[[bytes], None]
 
@@ -38,20 +40,26 @@ class Stderr:
         os.close(self.writer)
         self.writer = -1
 
-    def read(self) -> None:
-        """Take in what has been printed."""
+    def read(self) -> bool:
+        """Take in some of what has been printed, so that who prints much holds up nobody; False: there is nothing."""
         try:
-            while data := os.read(self.reader, _READ):
-                self._kept = (self._kept + data)[-KEPT:]
-                lines, end, self._line = (self._line + data).rpartition(b"\n")
-                if end:
-                    self._tell(lines)
+            data = os.read(self.reader, _READ)
         except BlockingIOError:
-            return
+            return False
+        self._kept = (self._kept + data)[-KEPT:]
+        lines, end, self._line = (self._line + data).rpartition(b"\n")
+        if end:
+            self._tell(lines)
+        if len(self._line) > _LONGEST:
+            self._tell(self._line)
+            self._line = b""
+        return bool(data)
 
     def close(self) -> str:
         """Return the last lines; nothing more is taken in."""
-        self.read()
+        for _ in range(_CAPACITY // _READ + 1):  # who was left behind may print for ever
+            if not self.read():
+                break
         os.close(self.reader)
         if self.writer >= 0:
             os.close(self.writer)
@@ -71,19 +79,23 @@ class Stderrs:
 
     def add(self, stderr: Stderr) -> None:
         """Hear of it."""
-        self._epoll.register(stderr.reader, select.EPOLLIN | select.EPOLLET)  # of its end once, too
+        self._epoll.register(stderr.reader, select.EPOLLIN)
         self._open[stderr.reader] = stderr
 
     def remove(self, stderr: Stderr) -> str:
         """Its process has ended: return its last lines."""
-        del self._open[stderr.reader]
-        self._epoll.unregister(stderr.reader)  # a process that was left has the pipe, too, and may print on
+        if self._open.pop(stderr.reader, None):
+            self._epoll.unregister(stderr.reader)
         return stderr.close()
 
     def read(self) -> None:
-        """Take in what has been printed."""
-        for fd, _ in self._epoll.poll(0):
-            self._open[fd].read()
+        """Take in what has been printed, of each some."""
+        for fd, events in self._epoll.poll(0):
+            if events & select.EPOLLIN:
+                self._open[fd].read()
+            else:  # nobody has the other end any more: that would be told again and again
+                del self._open[fd]
+                self._epoll.unregister(fd)
 
     def close(self) -> None:
         """Hear no more."""

@@ -20,9 +20,10 @@ _OURS: Final = 0.5  # seconds in which what was given back is nobody's: later it
 class Waiter:
     """Connected while it waits, and until somebody closes it."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, patience: float) -> None:
         """Nothing is sent yet."""
         self._where = where
+        self._patience = patience
         self._connection: Connection | None = None
         self._queues: frozenset[str] | None = None  # those of the reserve that is not answered yet
         self._given: tuple[str, int, float] | None = None  # queue, number, until when it is surely delayed
@@ -33,10 +34,10 @@ class Waiter:
         Raises:
             BrokerError: the server cannot be reached.
         """
-        if self._queues is not None and self._queues != queues:
-            self.close()  # a reserve cannot be taken back otherwise
+        if self._queues != queues:
+            self.rest()
         if self._connection is None:
-            self._connection = Connection(self._where)
+            self._connection = Connection(self._where, self._patience)
         if self._queues is None:
             self._connection.ask(self._connection.watching(queues))
             self._connection.send([b"reserve"])
@@ -47,8 +48,21 @@ class Waiter:
         """The descriptor, while it waits."""
         return None if self._connection is None or self._queues is None else self._connection.fileno()
 
-    def hear(self) -> None:
-        """Take in the answer.
+    def rest(self) -> None:
+        """Wait no longer.
+
+        Raises:
+            BrokerError: the connection was lost.
+        """
+        if self._queues is None or self._connection is None:
+            return
+        if self._connection.has_news():
+            self.hear(0)  # what goes back because a connection is closed, looks as if somebody had failed
+        else:
+            self.close()  # a reserve cannot be taken back otherwise
+
+    def hear(self, delay: int = 1) -> None:
+        """Take in the answer; what it was given goes back, with a ``delay`` of seconds.
 
         Raises:
             BrokerError: the connection was lost.
@@ -62,7 +76,8 @@ class Waiter:
             if found.word == "RESERVED":
                 fields = connection.ask([b"stats-job %d" % found.number])[0].fields
                 until = time.monotonic() + _OURS
-                if connection.ask([b"release %d %s 1" % (found.number, fields["pri"].encode())])[0].word == "RELEASED":
+                command = b"release %d %s %d" % (found.number, fields["pri"].encode(), delay)
+                if connection.ask([command])[0].word == "RELEASED" and delay:
                     self._given = fields["tube"], found.number, until
         except BrokerError:
             self.close()
