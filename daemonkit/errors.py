@@ -26,6 +26,7 @@
     ├── MissingLibrary        (ImportError)       an optional library is wanted, and is not installed
     ├── BrokerError           (ConnectionError)   the broker of a queue cannot be reached, or refuses
     │   ├── BrokerFull        (OSError)           ... for want of room on its disk or in its memory
+    │   ├── TaskTooLarge      (ValueError)        ... takes no body of that size
     │   └── PutUncertain                          ... was lost before it had said that a task is put
     ├── NoSuchTask            (LookupError)       the broker has no such task, or not in such a state
     ├── PayloadError          (ValueError)        a task's body is none that a declared task can be called with
@@ -182,6 +183,10 @@ class BrokerError(DaemonkitError, ConnectionError):
 
 class BrokerFull(BrokerError):
     """The broker has no room, on its disk or in its memory; nothing was put."""
+
+
+class TaskTooLarge(BrokerError, ValueError):
+    """The body of a task is larger than the broker takes; nothing was put."""
 
 
 class PutUncertain(BrokerError):

@@ -5,48 +5,28 @@ from __future__ import annotations
 import base64
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemonkit import config
-from daemonkit.cli.common import Preset, as_json, configuration_options, working_directory
-from daemonkit.core.duration import describe, seconds
+from daemonkit.cli import moves
+from daemonkit.cli.broker import on_broker, opened, url_of
+from daemonkit.cli.common import as_json
+from daemonkit.cli.types import ALL, COUNT, MOVABLE, STATES, Duration, Words
+from daemonkit.core.duration import describe
 from daemonkit.errors import BrokerError, NoSuchTask
 from daemonkit.queue.broker import DEFAULT_PRIORITY, DEFAULT_TTR, NewTask, State
 
 if TYPE_CHECKING:
     from daemonkit.queue.broker import Broker, QueueStats, Task
 
-STATES = click.Choice([state.value for state in State])
-MOVABLE = (State.READY, State.DELAYED, State.BURIED)
-COUNT = click.IntRange(1)
-ALL = 2**31
-
-
-class Duration(click.ParamType):  # type: ignore[type-arg]  # it has some in newer versions only
-    """Seconds, or text such as "90s", "5m"."""
-
-    name = "duration"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse it."""
-        if isinstance(value, int | float):
-            return float(value)
-        try:
-            return seconds(value, what=parameter.opts[0] if parameter and parameter.opts else "duration")
-        except ValueError as error:
-            self.fail(str(error), parameter, ctx)
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
     """The tasks of a broker, by hand: look, put, kick, bury, delete, pause, move.
 
-    Every subcommand takes --broker URL; without it the configured broker is meant.
+    Without --broker URL the configured broker is meant; doctor and migrate are given URLs.
 
     \b
       daemonkit queue stats
@@ -55,46 +35,6 @@ def command() -> None:
       daemonkit queue kick mail 10
       daemonkit queue pause mail 10m --reason "the relay is down"
     """
-
-
-def on_broker(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what tells which broker is meant; the subcommand is given that, open."""
-
-    @click.pass_context
-    @wraps(function)
-    def resolved(ctx: click.Context, /, *args: Any, **values: Any) -> Any:
-        given = {key: values.pop(key) for key in ("broker", "run_dir")}
-        is_put = ctx.info_name == "put"
-        with opened(url_of(ctx, given, values.pop("config_path")), make=is_put) as broker:
-            return function(broker, *args, **values)
-
-    return configuration_options("broker", "run_dir")(resolved)
-
-
-def url_of(ctx: click.Context, given: dict[str, str | None], config_path: str | None) -> str:
-    """The URL of the broker that is meant."""
-    preset = ctx.find_object(Preset)
-    found = config.load(
-        preset.name if preset else None,
-        command_line={key: value for key, value in given.items() if value is not None},
-        environ=os.environ,
-        script=preset.options if preset else None,
-        config_path=config_path,
-        cwd=working_directory(),
-    )
-    return found.options.broker
-
-
-@contextmanager
-def opened(url: str, *, make: bool = False) -> Iterator[Broker]:
-    """The broker at ``url``, made if it is not there and ``make`` says so; closed afterwards."""
-    from daemonkit.queue.connect import connect
-
-    broker = connect(url, make=make)
-    try:
-        yield broker
-    finally:
-        broker.close()
 
 
 json_option = click.option("--json", "json_wanted", is_flag=True, help="Print it for programs.")
@@ -187,7 +127,7 @@ def kick(broker: Broker, queue: str | None, count: int | None, ids: tuple[str, .
 
 @command.command()
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
-@click.option("--reason", default="by hand", show_default=True)
+@click.option("--reason", type=Words(), default="by hand", show_default=True)
 @on_broker
 def bury(broker: Broker, ids: tuple[str, ...], reason: str) -> None:
     """Put ready or delayed tasks aside."""
@@ -205,7 +145,7 @@ def delete(broker: Broker, ids: tuple[str, ...]) -> None:
 @command.command()
 @click.argument("queue")
 @click.argument("time", type=Duration())
-@click.option("--reason", help="Shown to whoever asks.")
+@click.option("--reason", type=Words(), help="Shown to whoever asks.")
 @on_broker
 def pause(broker: Broker, queue: str, time: float, reason: str | None) -> None:
     """Hand out no task of QUEUE for TIME, whoever is restarted meanwhile."""
@@ -251,58 +191,16 @@ def empty(broker: Broker, queue: str, states: tuple[str, ...], yes: bool) -> Non
 
 
 @command.command()
-@click.argument("queue")
-@click.argument("target")
-@click.option("--state", "states", type=STATES, multiple=True, default=[State.READY.value], show_default=True)
-@click.option("-n", "count", type=COUNT, help="So many at most; default: all.")
-@on_broker
-def move(broker: Broker, queue: str, target: str, states: tuple[str, ...], count: int | None) -> None:
-    """Move tasks from QUEUE to the queue TARGET."""
-    from daemonkit.queue.transfer import Transfer
-
-    if queue == target:
-        raise click.UsageError("QUEUE and TARGET are the same.")
-    wanted = [State(state) for state in states]
-    if State.READY in wanted and any(each.paused for each in broker.stats() if each.queue == queue):
-        raise click.UsageError(f"{queue} is paused and hands out nothing; resume it first.")
-    with _progress(broker, [queue], wanted, count) as moved:
-        done = Transfer(broker, queue, broker, target).move(wanted, count or ALL, moved)
-    click.echo(f"moved {done} task(s) from {queue} to {target}")
-
-
-@command.command()
-@click.argument("source", metavar="FROM")
-@click.argument("target", metavar="TO")
-def migrate(source: str, target: str) -> None:
-    """Move all queues of the broker at the URL FROM to that at TO: ready, delayed and buried tasks.
-
-    Stop the consumers of FROM first.  Interrupted, it can be called again: nothing is lost, nothing is there twice.
-    """
-    from daemonkit.queue.transfer import Transfer
-
-    with opened(source) as origin, opened(target, make=True) as goal:
-        queues = [each.queue for each in origin.stats() if each.ready or each.delayed or each.buried]
-        done = 0
-        with _progress(origin, queues, list(MOVABLE), None) as moved:
-            for queue in queues:
-                done += Transfer(origin, queue, goal, queue).move(MOVABLE, ALL, moved)
-        for each in origin.stats():
-            if each.paused:
-                goal.pause(each.queue, each.paused, each.pause_reason)
-                origin.pause(each.queue, 0)
-        left = sum(each.reserved for each in origin.stats())
-    click.echo(f"moved {done} task(s) of {len(queues)} queue(s)")
-    if left:
-        raise BrokerError(f"migrate {source}: {left} task(s) are reserved by consumers; stop those, and call it again")
-
-
-@command.command()
 @click.argument("url", required=False)
 @click.pass_context
 def doctor(ctx: click.Context, url: str | None) -> None:
     """Say what would be lost, and when, at the broker URL (default: the configured one)."""
     with opened(url or url_of(ctx, {}, None)) as broker:
         click.echo("\n".join(broker.doctor()))
+
+
+command.add_command(moves.move)
+command.add_command(moves.migrate)
 
 
 def _task(broker: Broker, id: str) -> Task:
@@ -318,16 +216,6 @@ def _each(ids: tuple[str, ...], act: Callable[[str], bool], done: str, why: str)
         click.echo(f"{done} {', '.join(id for id in ids if id not in refused)}")
     if refused:
         raise NoSuchTask(f"not {done}: {', '.join(refused)}: {why}")
-
-
-@contextmanager
-def _progress(
-    broker: Broker, queues: list[str], states: list[State], most: int | None
-) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal, while tasks are moved."""
-    there = sum(getattr(each, state.value) for each in broker.stats() if each.queue in queues for state in states)
-    with click.progressbar(length=min(there, most or there), file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-        yield bar.update
 
 
 def _stats_row(each: QueueStats) -> tuple[str, ...]:

@@ -38,7 +38,6 @@ from daemonkit.queue.owner import myself
 log = logging.getLogger("daemonkit.queue")
 
 _BESIDE_OTHERS: Final = 3.0  # seconds for a reply of one of several servers: meanwhile the others wait, too
-ALL: Final = 2**31
 _CUT: Final = 1.0  # seconds that are perhaps left beyond those that it tells, which are whole ones
 _LATE: Final = "it was not done within its ttr"
 _PEEKS: Final = {State.READY: b"peek-ready", State.DELAYED: b"peek-delayed", State.BURIED: b"peek-buried"}
@@ -183,13 +182,6 @@ class BeanstalkBroker(Broker):
                 with contextlib.suppress(BrokerError), server.losing():  # the next exchange will tell
                     server.waiter.hear()
 
-    def next_due(self, queues: Iterable[str]) -> float | None:
-        names = list(queues)
-        due = [task.left for queue in names for task in self.peek_state(queue, State.DELAYED)]
-        due += [task.left for queue in names for task in self.peek_state(queue, State.RESERVED, ALL)]
-        due += [each.paused for each in self.stats() if each.queue in names and each.ready]
-        return min((each for each in due if each is not None), default=None)
-
     def kick(self, queue: str, bound: int) -> int:
         check_queue(queue)
         done = 0
@@ -254,6 +246,9 @@ class BeanstalkBroker(Broker):
             if ready or delayed or reserved or buried or paused is not None:
                 found.append(QueueStats(queue, ready, delayed, reserved, buried, paused, None))
         return found
+
+    def stores(self) -> frozenset[str]:
+        return frozenset(server.ask(b"stats")[0].fields["id"] for server in self._servers)
 
     def ahead(self, task: Task) -> None:
         """Nobody can know."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from daemonkit.errors import BrokerError, BrokerFull, PutUncertain
+from daemonkit.errors import BrokerError, BrokerFull, PutUncertain, TaskTooLarge
 from daemonkit.queue.beanstalk import Connection, Reply, put
 from daemonkit.queue.broker import Bury, Delete, NewTask, Outcome, Release, Reservation, Touch
 from daemonkit.queue.history import History, plain, unwrap, wrap
@@ -146,7 +146,7 @@ class Server:
             Refused: it cannot be reached, or is told to drain; nothing was put.
             BrokerFull: it has no memory, or no disk, for more; nothing was put.
             PutUncertain: the connection was lost before the answer.
-            BrokerError: one is larger than it takes; nothing was put.
+            TaskTooLarge: one is larger than it takes; nothing was put.
         """
         try:
             connection = self.begin()
@@ -154,7 +154,7 @@ class Server:
             raise Refused(str(error)) from error
         bodies, most = [plain(task.body) for task in tasks], int(self._facts["max-job-size"])
         if (size := max(map(len, bodies))) > most:
-            raise BrokerError(f"put into {queue}: {size} bytes; beanstalkd at {self.where} takes up to {most} (-z)")
+            raise TaskTooLarge(f"put into {queue}: {size} bytes; beanstalkd at {self.where} takes up to {most} (-z)")
         commands = [
             put(task.priority, math.ceil(task.delay), math.ceil(task.ttr), body)
             for task, body in zip(tasks, bodies, strict=True)

@@ -58,6 +58,7 @@ class Reservation(NamedTuple):
     ttr: float
     failures: int  # since it was put or kicked: releases with a reason, and reservations that nobody ended
     was: str | None = None  # the id by which it was put, where the broker has given it another since
+    key: str | None = None
 
     def __str__(self) -> str:
         renamed = f" (put as {self.was})" if self.was else ""
@@ -123,6 +124,7 @@ class Task(NamedTuple):
     reason: str | None  # of the last failure
     owner: str | None  # who has reserved it
     progress: str | None  # how far it has come, in its own words
+    key: str | None = None
 
 
 class QueueStats(NamedTuple):
@@ -211,10 +213,6 @@ class Broker(abc.ABC):
         """Take in what the descriptor of ``watch`` has told."""
 
     @abc.abstractmethod
-    def next_due(self, queues: Iterable[str]) -> float | None:
-        """Seconds until something of ``queues`` is ready by itself; None: nothing will be."""
-
-    @abc.abstractmethod
     def kick(self, queue: str, bound: int) -> int:
         """Make up to ``bound`` tasks ready, buried ones first, or delayed ones if none is buried; return how many."""
 
@@ -249,6 +247,10 @@ class Broker(abc.ABC):
     @abc.abstractmethod
     def ahead(self, task: Task) -> int | None:
         """How many ready tasks of its queue come before ``task``, which is ready; None: the broker does not know."""
+
+    @abc.abstractmethod
+    def stores(self) -> frozenset[str]:
+        """What names each store behind this in the whole world: an emptied or restarted one may be another."""
 
     @abc.abstractmethod
     def doctor(self) -> list[str]:

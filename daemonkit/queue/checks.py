@@ -18,11 +18,17 @@ def check_queue(name: object) -> str:
     Raises:
         UsageError: it cannot, on some engine.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > NAME_LENGTH:
+    if not is_queue(name):
         raise UsageError(
             f"queue {name!r}: a name is up to {NAME_LENGTH} letters, digits and any of -+/;.$_(), the first no '-'"
         )
+    assert isinstance(name, str)
     return name
+
+
+def is_queue(name: object) -> bool:
+    """Whether ``name`` can name a queue, on every engine."""
+    return isinstance(name, str) and len(name) <= NAME_LENGTH and _NAME.fullmatch(name) is not None
 
 
 def check_seconds(value: object, what: str) -> float:

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 
 from daemonkit.errors import UsageError
 from daemonkit.queue.broker import Broker
+from daemonkit.queue.shown import shown
 
 SCHEMES = ("sqlite", "redis", "rediss", "unix", "sentinel", "beanstalk")
 _SERVER = re.compile(r"(?P<host>[^\s:/@\[\]]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>\d{1,5}))?")
@@ -31,7 +32,7 @@ def connect(url: str, *, make: bool = True) -> Broker:
 
         near = get_close_matches(scheme, SCHEMES, 1)
         hint = f"did you mean {near[0]}:?" if near and near[0] != scheme else f"there are: {', '.join(SCHEMES)}:"
-        raise UsageError(f"broker {url!r}: {hint}")
+        raise UsageError(f"broker {shown(url)!r}: {hint}")
     if scheme == "sqlite":
         return _sqlite(url, rest, make)
     if scheme == "beanstalk":
@@ -54,7 +55,7 @@ def _beanstalk(url: str, rest: str) -> Broker:
         found = _SERVER.fullmatch(word)
         port = int(found["port"] or PORT) if found else 0
         if found is None or not 0 < port < 65536:
-            raise UsageError(f"broker {url!r}: {word!r} is no HOST, HOST:PORT or [ADDRESS]:PORT")
+            raise UsageError(f"broker {shown(url)!r}: {shown(word)!r} is no HOST, HOST:PORT or [ADDRESS]:PORT")
         servers.append(f"{found['host']}:{port}")
     if len(set(servers)) < len(servers):
         raise UsageError(f"broker {url!r}: a server stands there twice")

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from daemonkit.core.limits import raise_descriptors
 from daemonkit.core.logs import Sink
 from daemonkit.errors import ForkServerLost, PayloadError
 from daemonkit.processes.children import Child
@@ -34,7 +35,10 @@ log = logging.getLogger("daemonkit.queue")
 LAST_WORDS: Final = 1.0  # seconds before graceful_timeout is up, in which what is not done is given back
 _LONGEST: Final = 3600.0  # seconds: a longer wait is made of these (poll(2) takes 24 days at most)
 _HUNG: Final = 5.0  # seconds after its time-out in which a task that is not forked may end by itself
-_NO_ROOM: Final = 30.0  # seconds until a task is taken up again for which there were no descriptors
+_EACH: Final = 2  # descriptors of a task, at most
+_NO_MEMORY: Final = "no task is begun until there is memory, see min_free_memory"
+_LOW: Final = 30.0  # seconds until more tasks are tried again
+_OTHERS: Final = 64  # descriptors of a consumer that are no task's
 
 
 class Settings(NamedTuple):
@@ -59,6 +63,8 @@ class Consumer:
         self._stop = stop
         self._runs: dict[int, Run] = {}  # by the child's id
         self._admission = Admission(settings.min_free_memory)
+        self._most = settings.concurrency  # tasks at once, as far as there are descriptors
+        self._low_until = 0.0  # monotonic seconds; 0: there are enough
         self._end: float | None = None  # when what is left is to be given back; None: there is no stop
         self._link = Link(self._connect, stop.doing)
         self._crew = Crew(
@@ -69,6 +75,7 @@ class Consumer:
 
     def run(self) -> None:
         """Consume until the flag is set; then finish or give back what is in hand."""
+        raise_descriptors(self._settings.concurrency * _EACH + _OTHERS)
         while not self._is_over():
             self._turn()
         self._link.give_up()
@@ -111,7 +118,9 @@ class Consumer:
             self._link.heard(now)
 
     def _room(self) -> int:
-        return 0 if self._stop.is_set() else self._settings.concurrency - len(self._runs)
+        if self._low_until and time.monotonic() >= self._low_until:
+            self._most, self._low_until = self._settings.concurrency, 0.0
+        return 0 if self._stop.is_set() else max(self._most - len(self._runs), 0)
 
     def _rooms(self) -> dict[str, int]:
         """How many more of each queue may run."""
@@ -134,6 +143,9 @@ class Consumer:
         if found is None:
             return
         is_short = allowed < room and len(found.reserved) >= allowed  # of memory
+        self._link.show(
+            "no task is begun until there is memory, see min_free_memory" if is_short and not allowed else None
+        )
         self._link.look(now + SHOWN if is_short else next_look(found, room, now))
         for reservation in found.lost:
             self._lose(reservation)
@@ -146,6 +158,10 @@ class Consumer:
         broker.announce({task.policy.queue for task in self._tasks.values()}, self._settings.concurrency)
         if count := broker.recover():
             log.warning("%d task(s) of a consumer that has ended are tried again", count)
+        if not broker.keeps_results and (
+            names := [name for name, task in self._tasks.items() if task.policy.keep_result]
+        ):
+            log.warning("%s keeps no results: keep_result of %s does nothing", broker.url, ", ".join(names))
         return broker
 
     def _begin(self, reservation: Reservation) -> None:
@@ -168,10 +184,16 @@ class Consumer:
         except OSError as error:
             if isinstance(error, ForkServerLost):
                 return  # we end, too, and our successor gets back what is ours
-            log.error("%s: no process for it: %s; given back", reservation, error)
-            self._link.outcomes.append(Release(reservation, _NO_ROOM))
+            self._lower(error)
+            self._link.outcomes.append(Release(reservation))
             return
         self._runs[run.child.id] = run
+
+    def _lower(self, error: OSError) -> None:
+        """There is no room for another process: be content with those that there are."""
+        if len(self._runs) < self._most:
+            self._most, self._low_until = max(len(self._runs), 1), time.monotonic() + _LOW
+            log.error("no more than %d tasks run at once for %g s: %s; see ulimit -n", self._most, _LOW, error.strerror)
 
     def _ended(self, row: Child, receipt: Receipt) -> None:
         self._read()  # its last words were sent before its end was told

@@ -56,6 +56,7 @@ class CurrentTask:
         _running()
         try:
             text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+            text.encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise UsageError(f"progress: {error}; it is told as JSON") from None
         if _tell is not None:

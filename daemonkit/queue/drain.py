@@ -6,8 +6,9 @@ import select
 import time
 from typing import Final
 
-from daemonkit.queue.broker import Broker
+from daemonkit.queue.broker import Broker, State
 
+_SOON: Final = 1.0  # seconds
 _LOOK: Final = 1.0  # seconds after which it is looked again: not every engine tells of a task that is done
 
 
@@ -28,8 +29,11 @@ def await_drained(broker: Broker, queue: str, timeout: float | None, *, delayed:
     poll.register(broker.watch(), select.POLLIN)
     while True:
         broker.drain()
+        soon = broker.peek_state(queue, State.DELAYED)
         found = next((each for each in broker.stats() if each.queue == queue), None)
         left = found.ready + found.reserved + (found.delayed if delayed else 0) if found else 0
+        if found and found.delayed and not left and not (soon and (soon[0].left or 0) > _SOON):
+            left = 1  # it is delayed for a moment alone: beanstalkd shows so what a consumer is about to take
         pause = _LOOK if end is None else min(end - time.monotonic(), _LOOK)
         if not left or pause <= 0:
             return left

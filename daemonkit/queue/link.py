@@ -27,6 +27,7 @@ class Link:
         self._show = show
         self._broker: Broker | None = None
         self._trouble: str | None = None  # with a part of it
+        self._words: str | None = None  # what else is to be known
         self._pause = 0.0  # seconds between two tries; 0: it can be reached
         self._next = 0.0  # when there is something to be had, or it is to be tried again
 
@@ -65,7 +66,7 @@ class Link:
         try:
             if self._broker is None:
                 self._broker = self._connect()
-                self._show(f"broker {self._broker.url}")
+                self._show_all()
             found = self._broker.exchange(self.outcomes, room if count else {}, count)
         except BrokerError as error:
             self._lost(error, now)
@@ -75,7 +76,7 @@ class Link:
             self._pause, self._trouble = 0.0, found.trouble
             if found.trouble:
                 log.error("%s; tried again until it can be used; the others go on", found.trouble)
-            self._show(f"broker {self._broker.url}" + (f", but: {found.trouble}" if found.trouble else ""))
+            self._show_all()
         return found
 
     def tell(self, outcome: Outcome, now: float) -> None:
@@ -86,6 +87,17 @@ class Link:
             self._broker.exchange([outcome], {}, 0)
         except BrokerError as error:
             self._lost(error, now)
+
+    def show(self, words: str | None) -> None:
+        """Have these shown beside the broker, until others are; None: the broker alone."""
+        if words != self._words:
+            self._words = words
+            self._show_all()
+
+    def _show_all(self) -> None:
+        assert self._broker is not None
+        troubles = [each for each in (self._trouble, self._words) if each]
+        self._show(f"broker {self._broker.url}" + (f", but: {'; '.join(troubles)}" if troubles else ""))
 
     def give_up(self) -> None:
         """Nobody will try again: what was not told, is lost, and so is done again."""

@@ -8,7 +8,7 @@ whichever is declared; ``params`` are its arguments: an array, an object by thei
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
 
 from daemonkit.errors import PayloadError, UsageError
@@ -46,6 +46,11 @@ def encode(name: str, args: Collection[Any], kwargs: dict[str, Any]) -> bytes:
         raise UsageError(
             f"put {name}: {error}; arguments are sent as JSON: text, numbers, True, False, None, lists and dicts"
         ) from None
+
+
+def canonical(name: str, arguments: Mapping[str, Any]) -> bytes:
+    """What is the same for all calls with these arguments, in whatever order they are given."""
+    return json.dumps([name, arguments], sort_keys=True, default=repr).encode()
 
 
 def encode_result(value: object) -> bytes:

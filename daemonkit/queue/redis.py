@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from daemonkit.errors import BrokerError, BrokerFull, MissingLibrary, UsageError
 from daemonkit.queue import scripts
+from daemonkit.queue.shown import shown
 
 try:
     import redis as library
@@ -41,7 +42,7 @@ class Connection:
     def __init__(self, url: str) -> None:
         """Nothing is sent yet."""
         self._url = url
-        self.url = re.sub(r"(//[^/@]*:)[^/@]*@", r"\1***@", url)  # to be shown
+        self.url = shown(url)
         self._pid = os.getpid()
         self._client: Any = None
         self._listener: Any = None
@@ -195,7 +196,7 @@ def _client(url: str) -> Any:
             options["ssl_check_hostname"] = True  # unless the URL says otherwise
         return library.Redis.from_url(url, single_connection_client=True, **options)
     except ValueError as error:
-        raise UsageError(f"broker {url!r}: {error}") from None
+        raise UsageError(f"broker {shown(url)!r}: {error}") from None
 
 
 def _masters_client(url: str, options: dict[str, Any]) -> Any:

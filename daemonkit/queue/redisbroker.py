@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -19,22 +18,20 @@ from daemonkit.queue.broker import (
     DEFAULT_PRIORITY,
     DEFAULT_TTR,
     Broker,
-    Bury,
     ConsumerInfo,
-    Delete,
     Exchange,
     NewTask,
     Outcome,
     QueueStats,
-    Release,
     Reservation,
     State,
     Task,
     Touch,
 )
-from daemonkit.queue.checks import check_queue, check_seconds, check_task
+from daemonkit.queue.checks import check_queue, check_seconds, check_task, is_queue
 from daemonkit.queue.owner import is_dead, myself
 from daemonkit.queue.redis import Connection
+from daemonkit.queue.redisvalues import as_task, is_id, milliseconds, told
 
 PREFIX: Final = "{daemonkit}:"
 _LATE: Final = "it was not done within its ttr"
@@ -73,7 +70,13 @@ class RedisBroker(Broker):
             return []
         arguments: list[Any] = [uuid.uuid4().hex, queue]
         for task in tasks:
-            arguments += [task.body, task.priority, _ms(task.delay), max(_ms(task.ttr), 1), task.key or ""]
+            arguments += [
+                task.body,
+                task.priority,
+                milliseconds(task.delay),
+                max(milliseconds(task.ttr), 1),
+                task.key or "",
+            ]
         try:
             ids = self._run(scripts.PUT, arguments)
         except BrokerFull:
@@ -91,9 +94,9 @@ class RedisBroker(Broker):
             self._is_in_doubt = False
         arguments: list[Any] = [self._owner, max(count, 0), _LATE, len(outcomes)]
         for outcome in outcomes:
-            arguments += _words(outcome)
+            arguments += told(outcome)
         for queue, most in room.items():
-            arguments += [queue, most, DEFAULT_PRIORITY, _ms(DEFAULT_TTR)]
+            arguments += [queue, most, DEFAULT_PRIORITY, milliseconds(DEFAULT_TTR)]
         self._is_in_doubt = True
         lost, found, due = self._run(scripts.EXCHANGE, arguments)
         self._is_in_doubt = False
@@ -104,9 +107,18 @@ class RedisBroker(Broker):
         return Exchange(reserved, [outcomes[n - 1].reservation for n in lost], None if due < 0 else due / 1000)
 
     def _reservation(self, *values: Any) -> Reservation:
-        queue, id, token, body, priority, ttr, failures = values
+        queue, id, token, body, priority, ttr, failures, key = values
         self._held[str(token)] = id.decode()
-        return Reservation(queue.decode(), id.decode(), token, body, int(priority), int(ttr) / 1000, int(failures))
+        return Reservation(
+            queue.decode(),
+            id.decode(),
+            token,
+            body,
+            int(priority),
+            int(ttr) / 1000,
+            int(failures),
+            key=key.decode() or None,
+        )
 
     def recover(self) -> int:
         owners = {
@@ -155,11 +167,8 @@ class RedisBroker(Broker):
     def drain(self) -> None:
         self._connection.hear()
 
-    def next_due(self, queues: Iterable[str]) -> float | None:
-        due = self._run(scripts.DUE, list(queues))
-        return None if due < 0 else due / 1000
-
     def kick(self, queue: str, bound: int) -> int:
+        self._take_in(queue)
         kicked = 0
         while kicked < bound and (step := self._kick_some(queue, min(bound - kicked, 1000))):
             kicked += step
@@ -180,12 +189,13 @@ class RedisBroker(Broker):
         return self._by_hand("bury", id, reason)
 
     def _by_hand(self, what: str, id: str, reason: str = "") -> bool:
-        return _is_id(id) and bool(self._run(scripts.BY_HAND, [what, id, reason]))
+        return is_id(id) and bool(self._run(scripts.BY_HAND, [what, id, reason]))
 
     def peek(self, id: str) -> Task | None:
-        return next(iter(self._tasks([id])), None) if _is_id(id) else None
+        return next(iter(self._tasks([id])), None) if is_id(id) else None
 
     def peek_state(self, queue: str, state: State, count: int = 1) -> list[Task]:
+        self._take_in(queue)
         return [task for task in self._tasks(self._ids(check_queue(queue), state, count)) if task.state is state]
 
     def _tasks(self, ids: list[str]) -> list[Task]:
@@ -208,17 +218,28 @@ class RedisBroker(Broker):
             places = dict(zip(State, scores[n * 4 : n * 4 + 4], strict=True))
             state = next((state for state, score in places.items() if score is not None), None)
             if state is not None:
-                tasks.append(_task(id, state, places[state], values, now))
+                tasks.append(as_task(id, state, places[state], values, now))
         return tasks
 
     def result(self, id: str) -> bytes | None:
-        if not _is_id(id):
+        if not is_id(id):
             return None
         found: bytes | None = self._do(lambda client: client.get(self._key("result", id)))
         return found or None
 
+    def _take_in(self, queue: str) -> None:
+        """Make tasks of what others have pushed onto the list of that name, as an exchange does."""
+        words = [self._owner, 0, _LATE, 0, check_queue(queue), 0, DEFAULT_PRIORITY, milliseconds(DEFAULT_TTR)]
+        while self._do(lambda client: client.type(queue)) == b"list":
+            self._run(scripts.EXCHANGE, words)
+
     def stats(self) -> list[QueueStats]:
+        for _, announced, _ in self._announced():
+            for queue in announced:
+                self._take_in(queue)
         queues = self._all_queues()
+        for queue in queues:
+            self._take_in(queue)
 
         def read(client: Any) -> list[Any]:
             with client.pipeline(transaction=True) as pipe:
@@ -240,17 +261,24 @@ class RedisBroker(Broker):
                 found.append(QueueStats(queue, ready, delayed, reserved, buried, paused, why))
         return found
 
+    def stores(self) -> frozenset[str]:
+        def act(client: Any) -> str:
+            client.set(self._key("store"), uuid.uuid4().hex, nx=True)
+            return str(client.get(self._key("store")).decode())
+
+        return frozenset([self._do(act)])
+
     def ahead(self, task: Task) -> int:
         key = self._key("ready", task.queue)
         return int(self._do(lambda client: client.zrank(key, f"{int(task.id):016d}")) or 0)
 
     def pause(self, queue: str, seconds: float, reason: str | None = None) -> None:
-        key, milliseconds = self._key("paused", check_queue(queue)), _ms(check_seconds(seconds, "pause"))
+        key, left = self._key("paused", check_queue(queue)), milliseconds(check_seconds(seconds, "pause"))
 
         def act(client: Any) -> None:
             client.sadd(self._key("queues"), queue)
-            if milliseconds:
-                client.set(key, reason or "", px=milliseconds)
+            if left:
+                client.set(key, reason or "", px=left)
             else:
                 client.delete(key)
             client.set(self._key("wake", queue), "")
@@ -258,7 +286,8 @@ class RedisBroker(Broker):
         self._do(act)
 
     def empty(self, queue: str, states: Iterable[State] = (State.READY, State.DELAYED, State.BURIED)) -> int:
-        deleted, words = 0, [check_queue(queue), *(state.value for state in states)]
+        self._take_in(queue)
+        deleted, words = 0, [queue, *(state.value for state in states)]
         while step := self._run(scripts.EMPTY, words):
             deleted += step
         return deleted
@@ -277,6 +306,12 @@ class RedisBroker(Broker):
             lines.append("A POWER CUT, CRASH OR RESTART OF THE SERVER LOSES ALL: set appendonly yes")
         if settings and settings.get("maxmemory") == "0":
             lines.append("maxmemory is not set: the kernel may kill the server when the machine's memory is full")
+        known = {*self._all_queues(), *(queue for _, queues, _ in self._announced() for queue in queues)}
+        lists = self._do(lambda client: [key.decode(errors="replace") for key in client.scan_iter(_type="list")])
+        for name in sorted(name for name in lists if name not in known and is_queue(name)):
+            lines.append(
+                f"the list {name} is no queue that anybody has consumed yet; is it one? queue peek {name} takes it in"
+            )
         if info.get("connected_slaves"):
             lines.append("a fail-over to a replica loses the last puts: replication does not wait for it")
         return lines
@@ -316,55 +351,3 @@ _FSYNC: Final = {
     "everysec": "a power cut loses the puts of the last second or two (appendfsync everysec)",
     "no": "a power cut loses what the kernel had not written, up to 30 s (appendfsync no)",
 }
-
-
-def _words(outcome: Outcome) -> list[Any]:
-    reservation = outcome.reservation
-    what, delay, priority = "touch", 0.0, ""
-    reason: str | bytes = (outcome.progress if isinstance(outcome, Touch) else None) or ""
-    if isinstance(outcome, Delete):
-        what = "delete"
-        if outcome.result is not None:
-            delay, reason = outcome.keep, outcome.result
-    elif isinstance(outcome, Bury):
-        what, reason = "bury", outcome.reason
-    elif isinstance(outcome, Release):
-        what = "release" if outcome.reason is None else "fail"
-        delay, reason = outcome.delay, outcome.reason or ""
-        priority = "" if outcome.priority is None else str(outcome.priority)
-    return [what, reservation.id, reservation.token, _ms(delay), reason, priority]
-
-
-def _task(id: str, state: State, score: float, values: Mapping[bytes, bytes], now: int) -> Task:
-    def number(name: bytes) -> int:
-        return int(values.get(name, b"0"))
-
-    reason, owner, progress = (values.get(name) for name in (b"reason", b"owner", b"progress"))
-    left = max(score - now, 0) / 1000 if state in (State.DELAYED, State.RESERVED) else None
-    return Task(
-        values[b"queue"].decode(),
-        id,
-        state,
-        values[b"body"],
-        number(b"priority"),
-        number(b"ttr") / 1000,
-        max(now - number(b"made"), 0) / 1000,
-        left,
-        number(b"reserves"),
-        number(b"timeouts"),
-        number(b"releases"),
-        number(b"buries"),
-        number(b"kicks"),
-        number(b"failures"),
-        reason.decode(errors="replace") if reason is not None else None,
-        owner.decode() if owner is not None else None,
-        progress.decode(errors="replace") if progress is not None else None,
-    )
-
-
-def _is_id(id: str) -> bool:
-    return id.isascii() and id.isdecimal() and 0 < len(id) < 16
-
-
-def _ms(seconds: float) -> int:
-    return math.ceil(seconds * 1000)

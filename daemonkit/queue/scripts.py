@@ -172,8 +172,8 @@ while #found < count do
   redis.call('HINCRBY', task(id), 'reserves', 1)
   redis.call('ZADD', of('reserved', best), now + ttr, best_member)
   room[best] = room[best] - 1
-  local each = redis.call('HMGET', task(id), 'body', 'priority', 'failures')
-  found[#found + 1] = {best, id, token, each[1], each[2], ttr, each[3] or '0'}
+  local each = redis.call('HMGET', task(id), 'body', 'priority', 'failures', 'key')
+  found[#found + 1] = {best, id, token, each[1], each[2], ttr, each[3] or '0', each[4] or ''}
 end
 for _, queue in ipairs(queues) do
   for _, kind in ipairs({'delayed', 'reserved'}) do
@@ -264,21 +264,3 @@ for i = 2, #ARGV do
 end
 return count
 """
-
-DUE: Final = """
-local due = -1
-for _, queue in ipairs(ARGV) do
-  for _, kind in ipairs({'delayed', 'reserved'}) do
-    local first = redis.call('ZRANGE', of(kind, queue), 0, 0, 'WITHSCORES')
-    if first[2] then
-      local left = math.max(tonumber(first[2]) - now, 0)
-      if due < 0 or left < due then due = left end
-    end
-  end
-  local pause = redis.call('PTTL', of('paused', queue))
-  if pause > 0 and (due < 0 or pause < due) then due = pause end
-end
-return due
-"""
-
-NOW: Final = "return now"

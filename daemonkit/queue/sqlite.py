@@ -87,7 +87,7 @@ class SqliteBroker(Broker):
         outcomes = tuple(outcomes)
         wanted = [(queue, min(most, count)) for queue, most in room.items() if min(most, count) > 0]
         if not outcomes and not self._has_some([queue for queue, _ in wanted]):
-            return Exchange([], [], self.next_due(room) if wanted else None)
+            return Exchange([], [], self._due() if wanted else None)
         with self._database.writing() as connection:
             lost = [outcome.reservation for outcome in outcomes if not _settle(connection, outcome)]
             reserved = self._reserve(connection, wanted, count) if wanted else []
@@ -122,10 +122,11 @@ class SqliteBroker(Broker):
         connection.execute(sql.NEXT_TOKENS, (len(rows),))
         token: int = connection.execute(sql.TOKEN).fetchone()[0] - len(rows)
         reserved = []
-        for number, queue, priority, ttr, failures, body in rows:
+        for number, queue, priority, ttr, failures, key, body in rows:
             token += 1
             connection.execute(sql.RESERVE, (monotonic + ttr, token, self._owner, number))
-            reserved.append(Reservation(self._names[queue], str(number), token, body, priority, ttr / 1000, failures))
+            name, seconds = self._names[queue], ttr / 1000
+            reserved.append(Reservation(name, str(number), token, body, priority, seconds, failures, key=key))
         return reserved
 
     def recover(self) -> int:
@@ -185,7 +186,7 @@ class SqliteBroker(Broker):
         if self._watch is not None and self._watch.wait(0):
             self._is_behind = not self._database.await_writer(_BRIEF)
 
-    def next_due(self, queues: Iterable[str]) -> float | None:
+    def _due(self) -> float | None:
         with self._database.reading() as connection:
             return self._next_due(connection)
 
@@ -272,6 +273,10 @@ class SqliteBroker(Broker):
                 connection.executemany(sql.DELETE_BODY, ids)
                 deleted += len(ids)
         return deleted
+
+    def stores(self) -> frozenset[str]:
+        with self._database.reading() as connection:
+            return frozenset(connection.execute("SELECT store FROM counter").fetchone())
 
     def ahead(self, task: Task) -> int:
         with self._database.reading() as connection:

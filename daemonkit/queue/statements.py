@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-VERSION: Final = 1
+VERSION: Final = 2
 READY, DELAYED, RESERVED, BURIED = range(4)
 
 SETTINGS: Final = """
@@ -51,8 +51,8 @@ CREATE TABLE body(id INTEGER PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE result(id INTEGER PRIMARY KEY, until INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE INDEX result_until ON result(until);
 CREATE TABLE consumer(owner TEXT PRIMARY KEY, queues TEXT NOT NULL, concurrency INTEGER NOT NULL);
-CREATE TABLE counter(token INTEGER NOT NULL, boot TEXT NOT NULL);
-INSERT INTO counter VALUES(0, '');
+CREATE TABLE counter(token INTEGER NOT NULL, boot TEXT NOT NULL, store TEXT NOT NULL);
+INSERT INTO counter VALUES(0, '', lower(hex(randomblob(8))));
 CREATE INDEX task_ready ON task(queue, priority, id) WHERE state={READY};
 CREATE INDEX task_delayed ON task(due, queue) WHERE state={DELAYED};
 CREATE INDEX task_reserved ON task(due, queue) WHERE state={RESERVED};
@@ -109,8 +109,9 @@ WHERE state={READY} AND name=? AND (priority, task.id) < (?, ?)"""
 
 # One walk along the index for each queue: `queue IN (...)` would sort all that is ready.
 FIRST: Final = f"""SELECT * FROM (
-  SELECT id, queue, priority, ttr, failures FROM task WHERE state={READY} AND queue=? ORDER BY priority, id LIMIT ?)"""
-FIRST_OF_ALL: Final = """SELECT id, queue, priority, ttr, failures, body FROM (
+  SELECT id, queue, priority, ttr, failures, key FROM task
+  WHERE state={READY} AND queue=? ORDER BY priority, id LIMIT ?)"""
+FIRST_OF_ALL: Final = """SELECT id, queue, priority, ttr, failures, key, body FROM (
 {each} ORDER BY priority, id LIMIT ?) JOIN body USING(id) ORDER BY priority, id"""
 RESERVE: Final = f"UPDATE task SET state={RESERVED}, due=?, token=?, owner=?, reserves=reserves+1 WHERE id=?"
 NEXT_TOKENS: Final = "UPDATE counter SET token=token+?"
@@ -127,7 +128,7 @@ BURY_TASK: Final = f"""
 UPDATE task SET state={BURIED}, due=?, buries=buries+1, reason=? WHERE id=? AND state IN ({READY}, {DELAYED})"""
 PEEK: Final = """
 SELECT name, task.id, state, body, priority, ttr, made, due, reserves, timeouts, releases, buries, kicks, failures,
-  reason, owner, progress
+  reason, owner, progress, key
 FROM task JOIN queue ON queue.id=task.queue JOIN body ON body.id=task.id WHERE """
 COUNTS: Final = " UNION ALL ".join(  # each along its own index, without a look at the table
     f"SELECT queue, {state}, count(*) FROM task WHERE state={state} GROUP BY queue"

@@ -119,7 +119,7 @@ class Task(Generic[P, R]):
     ) -> list[Handle]:
         policy, made = self.policy, []
         for args, kwargs in calls:
-            self._bind(args, kwargs, UsageError, f"put {self.name}")
+            bound = self._bind(args, kwargs, UsageError, f"put {self.name}")
             body = payload.encode(self.name, list(args), kwargs)
             made.append(
                 NewTask(
@@ -127,22 +127,23 @@ class Task(Generic[P, R]):
                     policy.priority if priority is None else priority,
                     delay,
                     policy.ttr if ttr is None else ttr,
-                    _digest(body) if key is None and policy.unique else key,
+                    self._digest(bound) if key is None and policy.unique else key,
                 )
             )
         return [Handle(self._outlet, policy.queue, id) for id in self._outlet.put_many(policy.queue, made)]
 
     def _bind(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], error: type[PayloadError] | type[UsageError], what: str
-    ) -> None:
+    ) -> inspect.BoundArguments:
         try:
-            self.signature.bind(*args, **kwargs)
+            return self.signature.bind(*args, **kwargs)
         except TypeError as why:
             raise error(f"{what}: {why}; it is called as {self.name}{self.signature}") from None
 
+    def _digest(self, bound: inspect.BoundArguments) -> str:
+        """The same for calls that mean the same, whichever way they are written."""
+        # Not with the module: it brings OpenSSL, whose twenty mappings each fork of a task's process would copy.
+        import hashlib
 
-def _digest(body: bytes) -> str:
-    # Not with the module: it brings OpenSSL, whose twenty mappings each fork of a task's process would copy.
-    import hashlib
-
-    return hashlib.sha256(body).hexdigest()
+        bound.apply_defaults()
+        return hashlib.sha256(payload.canonical(self.name, bound.arguments)).hexdigest()

@@ -1,19 +1,20 @@
 """Move tasks from one queue to another, of the same broker or of two, and lose none.
 
-A task is put where it goes before it is deleted where it was, with a key that names it: done again after an
-interruption, nothing is there twice; beanstalkd keeps no keys, so there it may be.  What a consumer takes meanwhile,
-stays his.
+A task is put where it goes before it is deleted where it was, with its own key, or one that names it in the whole
+world: done again after an interruption, nothing is there twice; beanstalkd keeps no keys, so there it may be.  What a
+consumer takes meanwhile, stays his.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from daemonkit.queue.broker import Broker, Delete, NewTask, Reservation, State, Task
+from daemonkit.errors import BrokerError, TaskTooLarge
+from daemonkit.queue.broker import Broker, Delete, NewTask, Release, Reservation, State, Task
+from daemonkit.queue.checks import LONGEST
 
 AT_ONCE: Final = 100
-_ASIDE: Final = 3600.0  # seconds that a buried task is delayed until it is buried again
 
 
 class Transfer:
@@ -25,9 +26,12 @@ class Transfer:
         self._queue = queue
         self._target = target
         self._target_queue = target_queue
+        self._name = "+".join(sorted(source.stores()))
+        self._held: list[Reservation] = []  # too large for the target; given back at the end
+        self.refused: dict[str, str] = {}  # ids of those that are too large for the target, and what it says
 
     def move(self, states: Iterable[State], most: int, moved: Callable[[int], object]) -> int:
-        """Move up to ``most`` tasks in ``states``; return how many.
+        """Move up to ``most`` tasks in ``states``; return how many; see ``refused`` for those that cannot be.
 
         Args:
             states: ready, delayed, buried; delays, priorities and reasons stay as they are.
@@ -38,48 +42,81 @@ class Transfer:
             BrokerError: one of the brokers cannot be reached, or refuses; what was not moved is where it was.
         """
         done = 0
-        movers: Mapping[State, Callable[[int], int | None]] = {
-            State.READY: self._move_ready,
+        is_paused = any(each.paused for each in self._source.stats() if each.queue == self._queue)
+        movers: dict[State, Callable[[int], int | None]] = {
+            State.READY: self._move_paused if is_paused else self._move_ready,
             State.DELAYED: self._move_delayed,
             State.BURIED: self._move_buried,
         }
-        for state in states:
-            while done < most and (step := movers[state](min(most - done, AT_ONCE))) is not None:
-                done += step
-                moved(step)
+        try:
+            for state in states:
+                while done < most and (step := movers[state](min(most - done, AT_ONCE))) is not None:
+                    done += step
+                    moved(step)
+        finally:
+            if self._held:
+                self._source.exchange([Release(each) for each in self._held], {}, 0)
         return done
 
     def _move_ready(self, most: int) -> int | None:
         found = self._source.reserve(self._queue, count=most)
         if not found:
             return None
-        self._put([self._again(each, each.id) for each in found])
-        lost = self._source.exchange([Delete(each) for each in found], {}, 0).lost
-        return len(found) - len(lost)
+        try:
+            ids = self._put(found, 0.0)
+        except BrokerError:
+            self._held += found
+            raise
+        self._held += [each for each, id in zip(found, ids, strict=True) if id is None]
+        done = [each for each, id in zip(found, ids, strict=True) if id is not None]
+        return len(done) - len(self._source.exchange([Delete(each) for each in done], {}, 0).lost)
+
+    def _move_paused(self, most: int) -> int | None:
+        """A paused queue hands out nothing."""
+        return self._move_peeked(State.READY, most, 0.0)
 
     def _move_delayed(self, most: int) -> int | None:
-        return self._move_peeked(State.DELAYED, most, lambda task: self._again(task, task.id, task.left or 0.0))
+        return self._move_peeked(State.DELAYED, most, None)
 
     def _move_buried(self, most: int) -> int | None:
-        return self._move_peeked(State.BURIED, most, lambda task: self._again(task, task.id, _ASIDE))
+        # One by one, and as good as for ever: should we be ended in between, what is bad is not done.
+        return self._move_peeked(State.BURIED, 1, LONGEST)
 
-    def _move_peeked(self, state: State, most: int, again: Callable[[Task], NewTask]) -> int | None:
-        found = self._source.peek_state(self._queue, state, most)
+    def _move_peeked(self, state: State, most: int, delay: float | None) -> int | None:
+        seen = self._source.peek_state(self._queue, state, most + len(self.refused))
+        found = [task for task in seen if task.id not in self.refused]
         if not found:
             return None
         count = 0
-        for task, id in zip(found, self._put([again(task) for task in found]), strict=True):
+        ids = self._put(found, delay)
+        for task, id in zip(found, ids, strict=True):
+            if id is None:
+                continue
             if state is State.BURIED:
                 self._target.bury_task(id, task.reason or "")
             if self._source.delete_task(task.id):
                 count += 1
-            else:  # a consumer has it by now
+            elif task.key is None:  # a consumer has it by now
                 self._target.delete_task(id)
         return count
 
-    def _put(self, tasks: list[NewTask]) -> list[str]:
-        return self._target.put_many(self._target_queue, tasks)
+    def _put(self, tasks: Sequence[Reservation | Task], delay: float | None) -> list[str | None]:
+        """Put them; their new ids, None for those that the target cannot take.  ``delay``: None: what is left of it."""
+        made = [self._again(task, delay) for task in tasks]
+        try:
+            return list(self._target.put_many(self._target_queue, made))
+        except TaskTooLarge:
+            return [self._put_one(old.id, new) for old, new in zip(tasks, made, strict=True)]
 
-    def _again(self, task: Reservation | Task, id: str, delay: float = 0.0) -> NewTask:
-        key = f"{self._source.url[-150:]}#{id}" if self._target.keeps_keys else None
+    def _put_one(self, id: str, task: NewTask) -> str | None:
+        try:
+            return self._target.put(self._target_queue, task)
+        except TaskTooLarge as error:
+            self.refused[id] = str(error)
+            return None
+
+    def _again(self, task: Reservation | Task, delay: float | None) -> NewTask:
+        if delay is None:
+            delay = (task.left or 0.0) if isinstance(task, Task) else 0.0
+        key = (task.key or f"{self._name}#{task.id}") if self._target.keeps_keys else None
         return NewTask(task.body, task.priority, delay, task.ttr, key)
