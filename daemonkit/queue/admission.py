@@ -12,13 +12,17 @@ from daemonkit.core.memory import Memory
 
 log = logging.getLogger("daemonkit.queue")
 
-_LEAST: Final = 2**20  # bytes that a task's process is thought to need at least
+# Bytes of a task's process that its resident size does not show: page tables and the kernel's own (a third of a
+# megabyte), and copies of the pages that it had shared with its parent (one and a half, and more with more imports).
+_LEAST: Final = 5 * 2**19
+_KERNEL: Final = 2**19
 NO_LIMIT: Final = 2**31
 SHOWN: Final = 0.25  # seconds after which a process has shown what it needs
 _FIRST: Final = 4  # tasks that begin when nothing is known
-_PLENTY: Final = 10  # times as much as is under way
+_PLENTY: Final = 10  # times as much as is under way: of that one half at once
 _QUIET: Final = 60.0  # seconds between two complaints
-_SAMPLES: Final = 8
+_SAMPLES: Final = 3
+_PAUSE: Final = 0.1  # seconds between two samples: each takes a quarter of a millisecond
 _SHARE: Final = 0.05  # of each task that has ended, in what the next is thought to need,
 _SHARE_MORE: Final = 0.5  # if that was more than thought
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
@@ -38,7 +42,10 @@ class Admission:
         self._need = float(_LEAST)  # bytes of a task's process that it does not share with us
         self._shared = _resident()
         self._ended = 0
+        self._seen = 0.0  # what those need that were looked at last
+        self._sample_at = 0.0
         self._plenty_until = 0.0  # there is so much that nobody need look
+        self._plenty = 0  # until so many are under way
         self._tell_at = 0.0
 
     def room(self, living: Sequence[tuple[int | None, float]]) -> int:
@@ -48,17 +55,22 @@ class Admission:
             living: of those that are under way, oldest first: the PID, if it is known, and the age in seconds.
         """
         now = time.monotonic()
-        if not self._min_free or now < self._plenty_until:
+        if not self._min_free:
             return NO_LIMIT
+        if now < self._plenty_until and len(living) < self._plenty:
+            return self._plenty - len(living)
         shown = [pid for pid, age in living if pid is not None and age >= SHOWN]
         hidden = len(living) - len(shown)
-        sizes = [size - self._shared for pid in shown[-_SAMPLES:] if (size := _resident(pid))]
-        need = max(self._need, sum(sizes) / len(sizes) if sizes else 0.0)
+        if now >= self._sample_at:
+            self._sample_at = now + _PAUSE
+            sizes = [size for pid in shown[-_SAMPLES:] if (size := _own(pid))]
+            self._seen = sum(sizes) / len(sizes) if sizes else 0.0
+        need = max(self._need, self._seen)
         available = self._memory.available()
         room = int((available - self._min_free) / need) - hidden
         if room > _PLENTY * (len(living) + _FIRST) and self._ended > _FIRST:
-            self._plenty_until = now + SHOWN
-            return NO_LIMIT
+            self._plenty_until, self._plenty = now + SHOWN, len(living) + room // 2
+            return room // 2
         if room <= 0 and now >= self._tell_at:
             self._tell_at = now + _QUIET
             log.warning(
@@ -71,8 +83,18 @@ class Admission:
     def learn(self, max_rss: int) -> None:
         """A task has ended whose process has had up to ``max_rss`` bytes."""
         self._ended += 1
-        need = max(max_rss - self._shared, _LEAST)
+        need = max(max_rss - self._shared, 0) + _LEAST
         self._need += (need - self._need) * (_SHARE if need < self._need else _SHARE_MORE)
+
+
+def _own(pid: int) -> int:
+    """What it shares with nobody, and what the kernel needs for it (proc(5), smaps_rollup); 0: it has ended."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            lines = [line.split() for line in file if line.startswith(b"Private_")]
+    except OSError:
+        return 0
+    return sum(int(size) * 1024 for _, size, _ in lines) + _KERNEL
 
 
 def _resident(pid: int | str = "self") -> int:

@@ -471,6 +471,23 @@ def test_row_32_no_task_begins_for_which_there_is_no_memory(box: Box, make: Make
     assert box.call("kill", "beat").returncode == 0
 
 
+def test_row_32_many_small_tasks_at_once_after_a_few_meet_no_memory_limit(
+    box: Box, make: Make, small_box: Path
+) -> None:
+    mailer = make("@task(max_retries=0)\ndef small(): note('begun'); time.sleep(1); note('done')\n")
+    options = ("--concurrency", "800", "--min-free-memory", "30M", str(box.path / "beat.py"))
+    enter = f'echo $$ > {small_box}/cgroup.procs && exec "$@"'
+    started = subprocess.run(["sh", "-c", enter, "-", *box.command("start", *options)], env=box.environ, check=False)
+    assert started.returncode == 0
+    for count in (6, 150):
+        mailer.broker.put_many("default", [NewTask(call("small"))] * count)
+        mailer.await_empty()
+    words = mailer.out.read_text().split()
+    assert memory_kills(small_box) == 0
+    assert (words.count("begun"), words.count("done")) == (156, 156)
+    assert box.call("kill", "beat").returncode == 0
+
+
 def test_no_more_run_at_once_than_may_of_each_queue_and_in_all(box: Box, make: Make, gate: Gate) -> None:
     mailer = make(
         """
