@@ -335,13 +335,16 @@ def title_of(pid: int) -> str:
 
 
 def descendants(pid: int | None) -> dict[int, str]:
-    """The processes below ``pid``, with their titles."""
+    """The processes below ``pid``, with their titles; none for one that still has its parent's."""
     found: dict[int, str] = {}
     todo: list[int] = [] if pid is None else [pid]
     while todo:
-        for child in _children(todo.pop()):
+        parent = todo.pop()
+        theirs = title_of(parent)
+        for child in _children(parent):
             if child not in found:
-                found[child] = title_of(child)
+                title = title_of(child)
+                found[child] = "" if title == theirs else title
                 todo.append(child)
     return found
 
