@@ -33,6 +33,8 @@ from daemonkit.queue.task import Task
 log = logging.getLogger("daemonkit.queue")
 
 LAST_WORDS: Final = 1.0  # seconds before graceful_timeout is up, in which what is not done is given back
+_AHEAD: Final = 32  # tasks that are reserved and whose processes are not there yet: others could do what waits here
+_SOON: Final = 0.01  # seconds in which some of those have begun
 _LONGEST: Final = 3600.0  # seconds: a longer wait is made of these (poll(2) takes 24 days at most)
 _HUNG: Final = 5.0  # seconds after its time-out in which a task that is not forked may end by itself
 _EACH: Final = 2  # descriptors of a task, at most
@@ -138,15 +140,15 @@ class Consumer:
             return
         room = self._room()
         ages = [(run.child.pid, now - run.began) for run in self._runs.values()]
-        allowed = min(room, self._admission.room(ages)) if room else 0
+        ahead = max(_AHEAD - sum(pid is None for pid, _ in ages), 0)
+        fit = self._admission.room(ages) if room else 0
+        allowed = min(room, fit, ahead)
         found = self._link.exchange(self._rooms(), allowed, now)
         if found is None:
             return
-        is_short = allowed < room and len(found.reserved) >= allowed  # of memory
-        self._link.show(
-            "no task is begun until there is memory, see min_free_memory" if is_short and not allowed else None
-        )
-        self._link.look(now + SHOWN if is_short else next_look(found, room, now))
+is_short = allowed < room and len(found.reserved) >= allowed  # of memory, or of processes that have begun
+        self._link.show(_NO_MEMORY if is_short and not fit else None)
+        self._link.look(now + (SHOWN if fit < ahead else _SOON) if is_short else next_look(found, room, now))
         for reservation in found.lost:
             self._lose(reservation)
         for reservation in found.reserved:

@@ -512,6 +512,18 @@ def test_no_more_run_at_once_than_may_of_each_queue_and_in_all(box: Box, make: M
     assert len(mailer.out.read_text().split()) == 12
 
 
+def test_no_more_are_reserved_than_can_begin_soon(box: Box, make: Make, gate: Gate) -> None:
+    mailer = make("@task\ndef wait(path): note('begun'); wait_for(path)\n", "--concurrency", "300")
+    mailer.broker.put_many("default", [NewTask(call("wait", str(box.path / "gate")))] * 300)
+    mailer.start()
+    while (reserved := sum(each.reserved for each in mailer.broker.stats())) < 300:
+        begun = len(mailer.out.read_text().split())
+        assert reserved - begun <= 150  # 32 of them wait to be forked, and some have not come to say so yet
+        mailer.await_out("begun", begun + 1)
+    gate.open()
+    mailer.await_empty()
+
+
 def test_a_stop_lets_tasks_finish_and_gives_back_what_does_not_in_time(box: Box, make: Make, gate: Gate) -> None:
     mailer = make(
         """
