@@ -258,6 +258,29 @@ def test_a_waiter_gives_back_what_it_was_given_and_waits_only_while_there_is_roo
     assert broker.touch(found)
 
 
+def test_whoever_could_not_reserve_or_wait_knows_when_to_look_again(
+    server: Beanstalkd, other: BeanstalkBroker, tmp_path: Path
+) -> None:
+    between = Between(server.socket, tmp_path / "between.sock")
+    far = connect(f"beanstalk:{between.path}")
+    try:
+        other.put_many("mail", [NewTask(b"a"), NewTask(b"b")])
+        (found,) = far.reserve("mail")
+        between.cut_before = b"reserve-with-timeout"
+        half = far.exchange([Delete(found)], {"mail": 1}, 1)  # it is told, and then the line is cut
+        assert half.reserved == []
+        assert half.due is not None
+        assert [each.body for each in far.reserve("mail")] == [b"b"]
+    finally:
+        far.close()
+        between.close()
+    assert other.reserve("sms") == []
+    server.kill()
+    with pytest.raises(BrokerError):
+        other.watch()
+    server.start()
+
+
 def test_of_many_who_wait_one_is_woken_by_a_put_and_has_it(server: Beanstalkd, other: BeanstalkBroker) -> None:
     many = [connect(server.url) for _ in range(8)]
     poll = select.poll()

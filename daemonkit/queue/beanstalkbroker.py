@@ -138,10 +138,9 @@ class BeanstalkBroker(Broker):
         return [server for server in servers if server.retry_at <= now] or servers
 
     def _until_retry(self) -> float | None:
-        """Seconds until one of several servers is to be tried again; None: there is none."""
+        """Seconds until a server is to be tried again that was lost; None: there is none."""
         now = time.monotonic()
-        left = [server.retry_at - now for server in self._servers if server.retry_at > now]
-        return min(left) if left and len(self._servers) > 1 else None
+        return min((server.retry_at - now for server in self._servers if server.retry_at > now), default=None)
 
     def recover(self) -> int:
         """Nothing: the server gives back what a lost connection had reserved, at once."""
@@ -167,9 +166,9 @@ class BeanstalkBroker(Broker):
             self._epoll = select.epoll()
         for server in self._servers if self._wanted else ():
             if server.retry_at <= time.monotonic():
-                with contextlib.suppress(BrokerError), contextlib.suppress(FileExistsError):
-                    with server.losing():
-                        fd = server.waiter.wait(self._wanted)
+                with server.losing():
+                    fd = server.waiter.wait(self._wanted)
+                with contextlib.suppress(FileExistsError):
                     self._epoll.register(fd, select.EPOLLIN)
         return self._epoll.fileno()
 

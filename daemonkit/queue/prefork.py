@@ -63,7 +63,7 @@ class Prefork:
     def _turn(self) -> None:
         now = time.monotonic()
         if self._link.wants_at > now:
-            self._sleep(self._link.wants_at - now)
+            self._sleep()
             return
         found = self._link.exchange({self._queue: self._batch}, self._batch, now)
         if found is None:
@@ -82,12 +82,13 @@ class Prefork:
             each = (time.monotonic() - began) / len(found.reserved)
             self._batch = max(min(int(_BATCH_TIME / each), self._batch * 2, _MOST), 1)
 
-    def _sleep(self, seconds: float) -> None:
-        poll = select.poll()
+    def _sleep(self) -> None:
+        poll, now = select.poll(), time.monotonic()
         poll.register(self._stop.fileno(), select.POLLIN)
-        broker = self._link.fileno(time.monotonic())
+        broker = self._link.fileno(now)
         if broker is not None:
             poll.register(broker, select.POLLIN)
+        seconds = max(self._link.wants_at - now, 0.0)  # after fileno, which may have found the connection lost
         ready = {fd for fd, _ in poll.poll(min(seconds, self._beat) * 1000 + 0.999)}
         if self._stop.fileno() in ready:
             self._stop.drain()
