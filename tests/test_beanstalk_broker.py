@@ -386,6 +386,59 @@ def test_a_body_that_looks_like_a_history_is_none(broker: BeanstalkBroker) -> No
     assert (found.body, found.failures) == (body, 0)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 30_000,
+        b'{"failures": %s, "reason": null, "was": null}' % (b"9" * 4300),
+        b'{"failures": -1, "reason": null, "was": null}',
+        b'{"failures": 1, "reason": null, "was": "\\u001b[2J"}',
+    ],
+)
+def test_a_history_that_somebody_has_made_up_is_none(server: Beanstalkd, broker: BeanstalkBroker, line: bytes) -> None:
+    body = b"daemonkit/1 " + line + b"\nx"
+    server.command(b"use mail", b"put 0 0 60 %d\r\n%s" % (len(body), body))
+    (task,) = broker.peek_state("mail", State.READY)
+    (found,) = broker.reserve("mail")
+    assert (task.body, found.body, found.failures, str(found)) == (body, body, 0, f"task {found.id} of mail")
+
+
+def test_failures_are_counted_also_where_nothing_more_can_be_put(server: Beanstalkd, broker: BeanstalkBroker) -> None:
+    broker.put("mail", NewTask(b"x"))
+    server.signal(signal.SIGUSR1)
+    for failures in range(3):
+        (found,) = broker.reserve("mail")
+        assert found.failures == failures
+        assert broker.release(found, reason="no route")
+
+
+def test_what_a_restart_has_given_back_is_told_at_once(server: Beanstalkd, broker: BeanstalkBroker) -> None:
+    broker.put_many("mail", [NewTask(b"1"), NewTask(b"2")])
+    held = broker.reserve("mail", count=1)
+    server.kill()
+    with pytest.raises(BrokerError):
+        broker.exchange((), {"mail": 1}, 1)
+    server.start()
+    found = broker.exchange((), {"mail": 2}, 2)
+    assert found.lost == held
+    assert [each.body for each in found.reserved] == [b"1", b"2"]
+
+
+def test_a_server_that_hangs_is_named_and_the_others_go_on(
+    pair: tuple[Beanstalkd, Beanstalkd], both: BeanstalkBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(4):
+        both.put("mail", NewTask(b"%d" % n))
+    pair[0].signal(signal.SIGSTOP)
+    try:
+        found = both.exchange((), {"mail": 4}, 4)
+    finally:
+        pair[0].signal(signal.SIGCONT)
+    assert len(found.reserved) == 2
+    assert f"{pair[0].socket}: no reply within 3 s" in (found.trouble or "")
+    assert both.exchange([Delete(each) for each in found.reserved], {}, 0).lost == []
+
+
 def test_keys_and_results_are_refused_with_the_reason(broker: BeanstalkBroker) -> None:
     with pytest.raises(UsageError, match="beanstalkd keeps no keys"):
         broker.put("mail", NewTask(b"", key="order 7"))

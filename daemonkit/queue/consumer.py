@@ -146,7 +146,7 @@ class Consumer:
         found = self._link.exchange(self._rooms(), allowed, now)
         if found is None:
             return
-is_short = allowed < room and len(found.reserved) >= allowed  # of memory, or of processes that have begun
+        is_short = allowed < room and len(found.reserved) >= allowed  # of memory, or of processes that have begun
         self._link.show(_NO_MEMORY if is_short and not fit else None)
         self._link.look(now + (SHOWN if fit < ahead else _SOON) if is_short else next_look(found, room, now))
         for reservation in found.lost:
@@ -160,9 +160,8 @@ is_short = allowed < room and len(found.reserved) >= allowed  # of memory, or of
         broker.announce({task.policy.queue for task in self._tasks.values()}, self._settings.concurrency)
         if count := broker.recover():
             log.warning("%d task(s) of a consumer that has ended are tried again", count)
-        if not broker.keeps_results and (
-            names := [name for name, task in self._tasks.items() if task.policy.keep_result]
-        ):
+        names = [name for name, task in self._tasks.items() if task.policy.keep_result]
+        if names and not broker.keeps_results:
             log.warning("%s keeps no results: keep_result of %s does nothing", broker.url, ", ".join(names))
         return broker
 

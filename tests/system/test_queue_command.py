@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+from brokers import beanstalkd, redis_server
 from harness import PATIENCE, Box
 
 from daemonkit.queue.broker import NewTask, State
+from daemonkit.queue.connect import connect
 from daemonkit.queue.sqlite import SqliteBroker
 
 
@@ -160,6 +163,59 @@ def test_migrate_moves_all_to_another_broker_and_can_be_called_again(box: Box, u
         ("sms", 0, 3, 0),
     ]
     assert found[1]["pause_reason"] == "down"
+
+
+def test_migrate_takes_no_task_of_a_new_file_for_one_of_an_old_one(box: Box, url: str) -> None:
+    here = box.run_dir / "queue.db"
+    for body in ("of the first file", "of the second"):
+        run(box, "put", "mail", body, "--delay", "1h")
+        assert run(box, "migrate", f"sqlite:{here}", url) == "moved 1 task(s) of 1 queue(s)\n"
+        for path in box.run_dir.glob("queue.db*"):
+            path.unlink()
+    assert json.loads(run(box, "stats", "--json", "--broker", url))[0]["delayed"] == 2
+
+
+def test_migrate_moves_what_is_paused_and_the_pause(box: Box, url: str) -> None:
+    here = f"sqlite:{box.run_dir}/queue.db"
+    for body in "abc":
+        run(box, "put", "mail", body, "--broker", here)
+    run(box, "pause", "mail", "1h", "--broker", here)
+    assert run(box, "migrate", here, url) == "moved 3 task(s) of 1 queue(s)\n"
+    assert run(box, "stats", "--broker", here) == f"no tasks at {here}\n"
+    (found,) = json.loads(run(box, "stats", "--json", "--broker", url))
+    assert (found["ready"], found["paused"] > 3000) == (3, True)
+    assert "are the same broker" in run(box, "migrate", url, url, code=2)
+
+
+def test_migrate_to_a_server_that_takes_less_says_what_has_stayed_and_moves_the_rest(box: Box, tmp_path: Path) -> None:
+    here = f"sqlite:{box.run_dir}/queue.db"
+    with contextlib.closing(SqliteBroker(str(box.run_dir / "queue.db"))) as broker:
+        broker.put_many("mail", [NewTask(b"1"), NewTask(b"2" * 70_000), NewTask(b"3")])
+        broker.put_many("mail", [NewTask(b"4", delay=999), NewTask(b"5" * 70_000, delay=999)])
+    with beanstalkd(tmp_path, "-z", "65535") as server:
+        said = run(box, "migrate", here, server.url, code=1)
+        assert "task(s) 2, 5 stay there: put into mail: 70000 bytes; beanstalkd at " in said
+        with contextlib.closing(connect(server.url)) as there:
+            assert [each[:5] for each in there.stats()] == [("mail", 2, 1, 0, 0)]
+    (left,) = json.loads(run(box, "stats", "--json", "--broker", here))
+    assert (left["ready"], left["delayed"], left["reserved"]) == (1, 1, 0)
+
+
+def test_what_others_have_pushed_onto_a_list_is_seen_by_name(box: Box, tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        for n in "123":
+            server.command("LPUSH", "mail", n)
+        assert "the list mail is no queue that anybody has consumed yet" in run(box, "doctor", server.url)
+        assert "3 task(s) are left" in run(box, "drain", "mail", "--timeout", "0.01", "--broker", server.url, code=1)
+        assert json.loads(run(box, "stats", "--json", "--broker", server.url))[0]["ready"] == 3
+        server.command("LPUSH", "mail", "4")
+        assert run(box, "empty", "mail", "--yes", "--broker", server.url) == "deleted 4 task(s) of mail\n"
+
+
+def test_no_password_is_shown(box: Box) -> None:
+    for url in ("rediz://:sec@ret@h", "redis://:sec@ret@h/0?socket_timeout=abc", "sentinel://:secret@h:1"):
+        assert "sec" not in run(box, "stats", "--broker", url, code=2).replace("is one", "")
+    assert "sec" not in run(box, "stats", "--broker", "unix:///nowhere.sock?password=secret", code=1)
 
 
 def test_the_doctor_names_the_file_and_what_would_be_lost(box: Box, url: str) -> None:

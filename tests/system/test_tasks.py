@@ -977,6 +977,63 @@ def test_the_progress_of_a_task_in_a_kept_process_is_shown(make: Make, gate: Gat
     mailer.await_empty()
 
 
+def test_a_kept_process_that_has_nothing_to_do_is_not_taken_for_one_that_hangs(box: Box, make: Make) -> None:
+    mailer = make("@task('quick', mode='prefork', ttr=0.1)\ndef idle(): note('done')\n", "--concurrency", "1")
+    mailer.start()
+    pid = mailer.consumer()
+    with open(os.pidfd_open(pid), "rb", buffering=0) as pidfd:
+        assert not select.select([pidfd], [], [], 7)[0]  # its heartbeat is due after 5.1 s
+    mailer.push(call("idle"), "quick")
+    mailer.await_out("done")
+
+
+def test_a_task_that_prints_without_end_holds_up_nobody(box: Box, make: Make) -> None:
+    mailer = make(
+        """
+        @task(timeout=2, max_retries=0)
+        def flood():
+            while True:
+                os.write(2, b"x" * 65000)
+        @task
+        def calm(): note("calm")
+        """,
+        *("--concurrency", "2"),
+    )
+    mailer.push(call("flood"))
+    mailer.start()
+    for n in range(5):
+        mailer.push(call("calm"))
+        mailer.await_out("calm", n + 1)
+    (task,) = mailer.await_buried()
+    assert "took longer than its timeout, 2 s" in (task.reason or "")
+    assert (task.reason or "").endswith("x" * 1000)
+
+
+def test_without_descriptors_fewer_tasks_run_at_once_and_none_is_thrown_about(box: Box, make: Make) -> None:
+    mailer = make("@task\ndef say(n): note('said', n)\n", "--concurrency", "200")
+    for n in range(120):
+        mailer.push(call("say", n))
+    text = (box.path / "beat.py").read_text()
+    script = box.script(text)
+    limited = ["prlimit", "--nofile=40:40", *box.command("start", "--concurrency", "200", script)]
+    subprocess.run(limited, env=box.environ, cwd=box.path, check=True, timeout=PATIENCE)
+    for n in range(120):
+        mailer.await_out(f"said {n}\n")
+    assert box.log.read_text().count("tasks run at once for 30 s") <= 3
+    mailer.await_empty()
+
+
+def test_unique_means_the_same_call_however_it_is_written(box: Box, make: Make) -> None:
+    mailer = make("@task(unique=True)\ndef say(a, b=2): pass\n")
+    program = """
+    from beat import say
+    calls = [say.put(1), say.put(1, 2), say.put(a=1, b=2), say.put(b=2, a=1)]
+    print({each.id for each in calls}, say.put(1, 3).id != "1")
+    """
+    done = mailer.put(program)
+    assert (done.stdout, done.stderr) == ("{'1'} True\n", "")
+
+
 def test_a_stop_gives_back_what_a_kept_process_has_not_begun(box: Box, make: Make, gate: Gate) -> None:
     mailer = make(
         """
