@@ -32,6 +32,11 @@
     ├── PayloadError          (ValueError)        a task's body is none that a declared task can be called with
     ├── TaskFailed            (RuntimeError)      a task whose result is wanted has failed for good
     ├── TaskTimeout           (TimeoutError)      raised in a task whose soft_timeout is up
+    ├── CoordinatorError      (ConnectionError)   the coordinator cannot be reached, or refuses
+    │   ├── CoordinatorLost                       the connection was lost: what was asked may have been done
+    │   └── VersionMismatch   (ValueError)        somebody else has changed the value meanwhile
+    ├── CoordinatorTimeout    (TimeoutError)      a lock, semaphore, barrier or queue did not come in that time
+    ├── NotLeader             (RuntimeError)      what only the leader has is asked of who does not lead
     ├── ChannelClosed         (EOFError)          the other end of a channel is closed
     └── IpcError              (OSError)           a System V object cannot be made, found or used
         ├── NoSuchObject      (FileNotFoundError) nothing has that key, or it was removed meanwhile
@@ -208,6 +213,26 @@ class TaskFailed(DaemonkitError, RuntimeError):
 
 class TaskTimeout(DaemonkitError, TimeoutError):
     """The task's ``soft_timeout`` is up: it may tidy up until its ``timeout``."""
+
+
+class CoordinatorError(DaemonkitError, ConnectionError):
+    """The coordinator cannot be reached or used, or refuses what was asked."""
+
+
+class CoordinatorLost(CoordinatorError):
+    """The connection was lost before the reply came: what was asked may have been done."""
+
+
+class VersionMismatch(CoordinatorError, ValueError):
+    """The value has another version than was expected: somebody else has changed it meanwhile."""
+
+
+class CoordinatorTimeout(DaemonkitError, TimeoutError):
+    """What was waited for, others had for the whole time."""
+
+
+class NotLeader(DaemonkitError, RuntimeError):
+    """This process does not act for a leader."""
 
 
 class ChannelClosed(DaemonkitError, EOFError):

@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-packages="systemd-container shellcheck devscripts logrotate strace procps iproute2 util-linux tzdata groff-base man-db sudo faketime openssl redis-server beanstalkd postgresql php-cli php-redis gcc libc6-dev"
+packages="systemd-container shellcheck devscripts logrotate strace procps iproute2 util-linux tzdata groff-base man-db sudo faketime openssl redis-server beanstalkd zookeeper postgresql php-cli php-redis gcc libc6-dev"
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     missing=$(for package in $packages; do dpkg -s "$package" >/dev/null 2>&1 || echo "$package"; done)
     if [ -n "$missing" ]; then
@@ -26,7 +26,7 @@ find_python() {
     done
 }
 
-tools="pytest pytest-xdist hypothesis docutils cloudpickle flask gunicorn pg8000 redis sysv-ipc"
+tools="pytest pytest-xdist hypothesis docutils cloudpickle flask gunicorn kazoo pg8000 redis sysv-ipc"
 wheel=""
 tested=""
 for version in 3.11 3.12 3.13; do

@@ -24,7 +24,7 @@ LAYERS = [
     ["inquiry", "ending", "report", "loader", "exec", "leftovers", "objects"],
     ["api"],
     ["script", "handover", "control", "service"],
-    ["queue"],
+    ["queue", "cluster"],
     ["config", "processes", "ipc"],
     ["core"],
     ["errors"],
@@ -40,6 +40,7 @@ OPTIONAL = {
     "cloudpickle": "processes/pickled.py",
     "sysv_ipc": "ipc/library.py",
     "redis": "queue/redis.py",
+    "kazoo": "cluster/zookeeper.py",
 }
 
 

@@ -7,20 +7,34 @@ import ctypes
 import errno
 import os
 import select
+import struct
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 IN_MODIFY: Final = 0x2
 IN_ATTRIB: Final = 0x4  # a link count that changes among them: so a file tells of its own unlinking
+IN_CLOSE_WRITE: Final = 0x8
 IN_CREATE: Final = 0x100
 IN_DELETE: Final = 0x200
 IN_MOVED: Final = 0x40 | 0x80
+IN_DELETE_SELF: Final = 0x400
 IN_MOVE_SELF: Final = 0x800
+IN_IGNORED: Final = 0x8000
 
 SLEEP: Final = 0.02  # seconds between two looks where nothing can be watched
 
+_HEAD: Final = struct.Struct("=iIII")  # struct inotify_event: watch, mask, cookie, length of the name
+
 T = TypeVar("T")
+
+
+class Event(NamedTuple):
+    """What has happened."""
+
+    watch: int  # what ``add`` returned
+    name: str  # in the directory that is watched; empty: to itself
+    is_gone: bool  # what was watched, and with it the watch
 
 
 class Watch:
@@ -42,13 +56,28 @@ class Watch:
             self.close()
             raise
 
-    def add(self, path: str, mask: int) -> None:
-        """Watch what stands at ``path`` now, too; once more is no more than once.
+    def add(self, path: str, mask: int) -> int:
+        """Watch what stands at ``path`` now, too; once more is no more than once.  Return the watch's number.
 
         Raises:
             OSError: nothing stands there, or the user's limit of watches is reached.
         """
-        _check(self._libc.inotify_add_watch(self.fd, os.fsencode(path), mask), path)
+        watch: int = self._libc.inotify_add_watch(self.fd, os.fsencode(path), mask)
+        _check(watch, path)
+        return watch
+
+    def events(self) -> list[Event]:
+        """What has happened since the last call, without waiting."""
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.fd, 65536):
+                at = 0
+                while at < len(data):
+                    watch, mask, _, length = _HEAD.unpack_from(data, at)
+                    at += _HEAD.size + length
+                    name = os.fsdecode(data[at - length : at].rstrip(b"\0"))
+                    found.append(Event(watch, name, bool(mask & IN_IGNORED)))
+        return found
 
     def wait(self, timeout: float | None = None) -> bool:
         """Sleep until an event or ``timeout`` seconds have passed; tell whether there was an event."""

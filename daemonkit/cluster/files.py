@@ -1,0 +1,217 @@
+"""The nodes of a local tree as files: a directory each, whose file ``=`` is the node's own.
+
+Whoever reads or writes holds the lock of the whole tree (flock(2)); the locked file counts the nodes that were created.
+A session is a file, too, locked for as long as it lives, and its lines are the ephemeral nodes that it has created.  So
+the kernel tells who has died, and whoever comes by next removes what that has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Final
+from urllib.parse import quote, unquote
+
+from daemonkit.cluster.tree import Node, parent_of
+from daemonkit.errors import CoordinatorError, VersionMismatch
+
+OWN: Final = "="  # in a node's directory; the name of a child is quoted, and so never this
+_NEW: Final = "+"  # what is to become that
+_MODE: Final = 0o700
+_LONGEST: Final = 255  # bytes of a file's name
+_COUNTER: Final = 20  # digits
+
+
+class Files:
+    """All below one directory."""
+
+    def __init__(self, root: str) -> None:
+        """Make what is not there.
+
+        Raises:
+            CoordinatorError: that cannot be, or the directory is somebody else's.
+        """
+        self.root = root
+        self._nodes = os.path.join(root, "nodes")
+        self._sessions = os.path.join(root, "sessions")
+        with self._told("use"):
+            for path in (root, self._nodes, self._sessions):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(path, _MODE)
+            owner = os.stat(root)
+            if owner.st_uid != os.geteuid() or owner.st_mode & 0o022:
+                raise CoordinatorError(f"use {root}: it must be ours, and nobody else may write there (chmod 700)")
+            self._lock = os.open(os.path.join(root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    @contextlib.contextmanager
+    def locked(self, doing: str) -> Iterator[None]:
+        """Nobody else reads or writes within the block; what the system refuses is told as the error of ``doing``."""
+        with self._told(doing):
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self._lock)
+
+    def count(self) -> int:
+        """The next number: higher than any before, also if the files were lost with a boot.
+
+        So it is no lower than the moment of the boot, in milliseconds since the epoch.
+        """
+        last = int(os.pread(self._lock, _COUNTER, 0) or 0)
+        booted = round((time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)) * 1000)
+        number = max(last + 1, booted)
+        os.pwrite(self._lock, b"%0*d" % (_COUNTER, number), 0)
+        return number
+
+    def directory(self, path: str) -> str:
+        """Where the node ``path`` is."""
+        if path == "/":
+            return self._nodes
+        names = [quote(name, safe=" @:,()[]!") for name in path[1:].split("/")]
+        if any(len(name) > _LONGEST for name in names):
+            raise CoordinatorError(f"{path}: a part of it is too long for a file's name; choose a shorter one")
+        return "/".join((self._nodes, *names))
+
+    def create(self, node: Node) -> None:
+        """Write a node that is not there, and those above it."""
+        self._make(parent_of(node.path))
+        os.mkdir(self.directory(node.path), _MODE)
+        self.write(node)
+
+    def write(self, node: Node) -> None:
+        """Write a node whose directory is there: all of it, or nothing."""
+        head = json.dumps(node._replace(path="", data=b"")._asdict() | {"data": None}).encode()
+        directory = self.directory(node.path)
+        new = f"{directory}/{_NEW}"
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(head + b"\n" + node.data)
+        os.rename(new, f"{directory}/{OWN}")
+
+    def read(self, path: str) -> Node | None:
+        """Read a node; None: there is none, or its session is dead, which is cleaned up."""
+        node = self._read(path)
+        if node is None or not node.session or self.is_alive(node.session):
+            return node
+        self.bury(node.session)
+        return None
+
+    def names(self, path: str) -> list[str] | None:
+        """The names right below ``path``, also those of dead sessions; None: there is no such node."""
+        try:
+            found = os.listdir(self.directory(path))
+        except FileNotFoundError:
+            return None
+        return [unquote(name) for name in found if name not in (OWN, _NEW)]
+
+    def change(self, path: str, data: bytes, version: int | None) -> int | None:
+        """Write new data; return its version.  None: there is no such node."""
+        node = self.read(path)
+        if node is None:
+            return None
+        _check(node, version)
+        self.write(node._replace(data=data, version=node.version + 1))
+        return node.version + 1
+
+    def remove(self, path: str, version: int | None) -> bool:
+        """Remove a node; False: there is none."""
+        node = self.read(path)
+        if node is None:
+            return False
+        _check(node, version)
+        for name in self.names(path) or ():
+            if self.read(f"{path.rstrip('/')}/{name}") is not None:
+                raise CoordinatorError(f"delete {path}: there are nodes below it; delete those first")
+        self._remove(path)
+        return True
+
+    def open_session(self) -> tuple[str, int]:
+        """Begin a session, which lives as long as any process has its descriptor open."""
+        name = str(self.count())
+        fd = os.open(self.session_file(name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return name, fd
+
+    def session_file(self, name: str) -> str:
+        """Where the session ``name`` is."""
+        return os.path.join(self._sessions, name)
+
+    def is_alive(self, session: str) -> bool:
+        """Whether any process has its descriptor open."""
+        try:
+            # For reading: so it is nobody's close of a writer, which is what the others wait for (inotify(7)).
+            fd = os.open(self.session_file(session), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def bury(self, session: str) -> None:
+        """Remove a session, and all that it has created as ephemeral."""
+        file = self.session_file(session)
+        try:
+            with open(file) as lines:
+                paths = lines.read().splitlines()
+        except FileNotFoundError:
+            return
+        for path in paths:
+            node = self._read(path)
+            if node is not None and node.session == session:
+                self._remove(path)
+        os.unlink(file)
+
+    def bury_dead(self) -> None:
+        """Do so for all sessions that are dead."""
+        for session in os.listdir(self._sessions):
+            if not self.is_alive(session):
+                self.bury(session)
+
+    def _read(self, path: str) -> Node | None:
+        directory = self.directory(path)
+        try:
+            with open(f"{directory}/{OWN}", "rb") as file:
+                head, _, data = file.read().partition(b"\n")
+        except FileNotFoundError:
+            # One that was only made for others below it, or whose writing a crash has interrupted.
+            return Node(path, b"", 0, 0, "", 0.0) if os.path.isdir(directory) else None
+        return Node(**{**json.loads(head), "path": path, "data": data})
+
+    def _make(self, path: str) -> None:
+        if path != "/" and not os.path.isdir(self.directory(path)):
+            self._make(parent_of(path))
+            self.create(Node(path, b"", 0, self.count(), "", time.time()))
+
+    def _remove(self, path: str) -> None:
+        directory = self.directory(path)
+        for name in (OWN, _NEW):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{directory}/{name}")
+        os.rmdir(directory)
+
+    @contextlib.contextmanager
+    def _told(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except CoordinatorError:
+            raise
+        except OSError as error:
+            raise CoordinatorError(f"{doing} {self.root}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _check(node: Node, version: int | None) -> None:
+    if version is not None and version != node.version:
+        raise VersionMismatch(f"{node.path} has version {node.version}, not {version}: read it again")

@@ -1,0 +1,60 @@
+"""A lock, or a share of one, or one of a semaphore's units, that is ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import NamedTuple
+
+from daemonkit.cluster.contender import Contender
+
+
+class Hold:
+    """What was got, until it is released: best by a ``with`` block."""
+
+    def __init__(self, name: str, contender: Contender, forget: Callable[[Contender], None]) -> None:
+        """Use ``Coordinator.lock`` or ``semaphore``."""
+        self.name = name
+        self.token = contender.token  # a fencing number: higher than that of whoever had the lock before
+        self._contender: Contender | None = contender
+        self._forget = forget
+
+    def is_held(self) -> bool:
+        """Whether it is still ours: for sure, and now.
+
+        False after a lost connection until there is another, and for good when the session is gone: then somebody else
+        may have it.  Asked before each step of a long piece of work, it keeps two from doing it; what the work writes
+        to can refuse a ``token`` smaller than the last one.
+        """
+        return self._contender is not None and self._contender.is_held
+
+    def release(self) -> None:
+        """Let the next have it; a second call does nothing.
+
+        Raises:
+            CoordinatorError: it could not be told; it ends with the session.
+        """
+        contender, self._contender = self._contender, None
+        if contender is not None:
+            self._forget(contender)
+            contender.leave()
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.release()
+
+
+class LockInfo(NamedTuple):
+    """Who has a lock, or waits for it."""
+
+    name: str
+    kind: str  # "exclusive", "shared" or "semaphore"
+    is_held: bool
+    token: int
+    host: str
+    pid: int
+    daemon: str
+    since: float  # seconds since the epoch, when it began to wait
+    session: str

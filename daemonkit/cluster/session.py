@@ -1,0 +1,86 @@
+"""What is known of a session with servers elsewhere: above all until when it can be counted on.
+
+Each reply that the *leader* of the servers had a part in (a write, a sync) proves that the session lived when its
+request was sent.  Two thirds of the time-out after that moment it is no longer counted on.  A follower answers pings
+also while it is cut off from the leader, so those prove nothing.  It tells the leader every half tick which sessions it
+has heard of, and a time-out is two ticks at least: what the leader knows is a quarter of the time-out old at most, and
+there is still something to spare.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from daemonkit.cluster.recipe import boot_time
+from daemonkit.cluster.tree import State
+
+SURE: Final = 2 / 3  # of the time-out
+
+
+class Session:
+    """Told by the threads of a library, read by ours."""
+
+    def __init__(self, timeout: float) -> None:
+        """There is none yet; ``timeout`` is what will be asked for."""
+        self.state = State.CONNECTING
+        self.session = ""
+        self.timeout = timeout  # seconds, as negotiated with the servers
+        self._proven = 0.0  # the session lived then
+        self._usable = threading.Event()  # connected, or refused
+        self._closed = threading.Event()
+        self._is_beating = False
+
+    @property
+    def valid_until(self) -> float:
+        """Until then (seconds of CLOCK_BOOTTIME) the session lives for sure."""
+        return self._proven + self.timeout * SURE
+
+    def connect(self, session: str) -> None:
+        """There is a connection, with the session of that name."""
+        if session != self.session:
+            self._proven = 0.0
+        self.session, self.state = session, State.CONNECTED
+        self._usable.set()
+
+    def lose(self, *, is_gone: bool) -> None:
+        """The connection is lost, or the session ``is_gone``."""
+        self._usable.clear()
+        if is_gone:
+            self.session, self._proven = "", 0.0
+        self.state = State.LOST if is_gone else State.SUSPENDED
+
+    def refuse(self) -> None:
+        """The servers refuse us."""
+        self.lose(is_gone=True)
+        self.state = State.REFUSED
+        self._usable.set()
+
+    def prove(self, session: str, sent: float) -> bool:
+        """``session`` lived at the moment ``sent``, when a request was sent that the leader has had a part in.
+
+        Tell whether it was not counted on any more until now.
+        """
+        if not session or session != self.session:
+            return False
+        had_lapsed = boot_time() >= self.valid_until
+        self._proven = max(self._proven, sent)
+        return had_lapsed
+
+    def begin_to_beat(self) -> bool:
+        """Tell whether it is to be proven from now on, and was not."""
+        was_beating, self._is_beating = self._is_beating, True
+        return not was_beating
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for a connection, or a refusal; tell whether one came in that time."""
+        return self._usable.wait(timeout)
+
+    def is_closed(self, timeout: float) -> bool:
+        """Wait for the end; tell whether it came in that time."""
+        return self._closed.wait(timeout)
+
+    def close(self) -> None:
+        """Nothing is to come any more."""
+        self.state = State.CLOSED
+        self._closed.set()

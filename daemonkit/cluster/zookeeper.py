@@ -1,0 +1,355 @@
+"""A tree on ZooKeeper: the one place that imports the library kazoo.
+
+Kazoo has threads, which take in what the servers say.  They only note it: what it leads to happens in ``dispatch``.
+
+That the session lives is not taken from the library, which learns of its end only when it can reach a server again: see
+``session``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from daemonkit.cluster.address import Address
+from daemonkit.cluster.recipe import boot_time
+from daemonkit.cluster.session import Session
+from daemonkit.cluster.tree import (
+    Credentials,
+    Node,
+    OnChange,
+    State,
+    Tree,
+    check_data,
+    check_path,
+    check_version,
+    parent_of,
+)
+from daemonkit.errors import CoordinatorError, CoordinatorLost, MissingLibrary, VersionMismatch
+
+try:
+    from kazoo import exceptions, security
+    from kazoo.client import KazooClient
+    from kazoo.handlers.threading import KazooTimeoutError
+    from kazoo.protocol.states import KazooState, KeeperState
+    from kazoo.retry import KazooRetry
+except ModuleNotFoundError:
+    raise MissingLibrary(
+        "use a zookeeper: coordinator: the library kazoo is not installed; pip install 'daemonkit[zookeeper]'"
+    ) from None
+
+_BEATS: Final = 6  # proofs within a time-out, while something stands or falls with the session
+_SPARE: Final = 1 / 3  # of the time-out: for so long a proof is to be good when it is asked for
+_SHORTEST: Final = 0.05  # seconds between them
+_LONGEST_PAUSE: Final = 5.0  # seconds between two tries to reach a server
+_ACLS: Final = {
+    "open": security.OPEN_ACL_UNSAFE,
+    "creator": security.CREATOR_ALL_ACL,
+    "read": [*security.CREATOR_ALL_ACL, *security.READ_ACL_UNSAFE],
+}
+_LOST: Final = (
+    exceptions.ConnectionLoss,
+    exceptions.ConnectionClosedError,
+    exceptions.SessionExpiredError,
+    exceptions.OperationTimeoutError,
+    exceptions.CancelledError,
+    KazooTimeoutError,
+)
+_REFUSALS: Final = {
+    exceptions.NoAuthError: "the ACL of a node forbids it; give USER:PASSWORD@ in the URL of one who may",
+    exceptions.InvalidACLError: "the server takes no such ACL; does it know the user?",
+    exceptions.AuthFailedError: "the server refuses user and password; see those in the URL",
+    exceptions.NotEmptyError: "there are nodes below it; delete those first",
+    exceptions.NoChildrenForEphemeralsError: "the node above it is ephemeral, and can have none below it",
+    exceptions.BadArgumentsError: "the server takes no such path",
+}
+
+
+class ZookeeperTree(Tree):
+    """One session with an ensemble."""
+
+    def __init__(self, address: Address, credentials: Credentials | None = None) -> None:
+        """Begin to connect, to a session of another process if there are ``credentials``; does not wait."""
+        self.url = address.url
+        self._address = address
+        self._pid = os.getpid()
+        self._status = Session(address.session_timeout)
+        self._events: deque[OnChange] = deque()
+        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._watchers: dict[OnChange, Callable[[Any], None]] = {}
+        self._client = _client(address, credentials, self._hear_of_trouble)
+        _on_handshake(self._client, self._status)
+        self._client.add_listener(self._listen)
+        self._client.start_async()
+
+    @property
+    def state(self) -> State:
+        return self._status.state
+
+    @property
+    def session(self) -> str:
+        return self._status.session
+
+    @property
+    def valid_until(self) -> float:
+        return self._status.valid_until
+
+    def keep_valid(self) -> None:
+        if self._status.begin_to_beat():
+            threading.Thread(target=self._beat, name="session", daemon=True).start()
+        if boot_time() + self._status.timeout * _SPARE > self._status.valid_until:
+            self._do("prove the session", lambda client: client.sync_async("/"), proves=True)
+
+    def create(self, path: str, data: bytes = b"", *, ephemeral: bool = False, sequential: bool = False) -> Node | None:
+        check_path(f"{path}0" if sequential else path)
+        check_data(data, f"create {path}")
+        acl = _ACLS[self._address.acl]
+
+        def create(client: Any) -> Any:
+            return client.create_async(path, data, acl, ephemeral=ephemeral, sequence=sequential, include_data=True)
+
+        while True:
+            try:
+                made, stat = self._do(f"create {path}", create, proves=True)
+                return _node(made, data, stat)
+            except exceptions.NodeExistsError:
+                return None
+            except exceptions.NoNodeError:
+                if parent_of(path) == "/":
+                    self._chroot_is_missing()
+                self.create(parent_of(path))
+
+    def get(self, path: str, on_change: OnChange | None = None) -> Node | None:
+        check_path(path)
+        watch = self._watcher(on_change)
+        while True:
+            try:
+                data, stat = self._do(f"read {path}", lambda client: client.get_async(path, watch))
+                return _node(path, data, stat)
+            except exceptions.NoNodeError:
+                if watch is None:
+                    return None
+            if self._do(f"read {path}", lambda client: client.exists_async(path, watch)) is None:
+                return None
+
+    def children(self, path: str, on_change: OnChange | None = None) -> list[str] | None:
+        check_path(path)
+        watch = self._watcher(on_change)
+        while True:
+            try:
+                names: list[str] = self._do(f"list {path}", lambda client: client.get_children_async(path, watch))
+                return [name for name in names if path != "/" or name != "zookeeper"]
+            except exceptions.NoNodeError:
+                if watch is None:
+                    return None
+            if self._do(f"list {path}", lambda client: client.exists_async(path, watch)) is None:
+                return None
+
+    def set(self, path: str, data: bytes, version: int | None = None) -> int | None:
+        check_path(path)
+        check_data(data, f"set {path}")
+        expected = -1 if check_version(version, f"set {path}") is None else version
+        try:
+            stat = self._do(f"set {path}", lambda client: client.set_async(path, data, expected), proves=True)
+        except exceptions.NoNodeError:
+            return None
+        return int(stat.version)
+
+    def delete(self, path: str, version: int | None = None) -> bool:
+        check_path(path)
+        expected = -1 if check_version(version, f"delete {path}") is None else version
+        try:
+            self._do(f"delete {path}", lambda client: client.delete_async(path, expected), proves=True)
+        except exceptions.NoNodeError:
+            return False
+        return True
+
+    def fileno(self) -> int:
+        return self._wakeup
+
+    def dispatch(self) -> None:
+        if self._status.state is State.CLOSED:
+            return
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wakeup)
+        while self._events:
+            self._events.popleft()()
+
+    def credentials(self) -> Credentials | None:
+        found = self._client.client_id
+        return None if found is None else Credentials(_shown(found[0]), found[1].hex())
+
+    def close(self) -> None:
+        if self._status.state is State.CLOSED:
+            return
+        was_connected = self._status.state is State.CONNECTED
+        self._status.close()
+        self._client.remove_listener(self._listen)
+        if self._pid != os.getpid():
+            return  # the threads are not here, and the connection is not ours
+        if was_connected:
+            self._end()
+        else:  # nobody can be told; its threads end when they come to see that they are to
+            threading.Thread(target=self._end, name="end of the session", daemon=True).start()
+
+    def _end(self) -> None:
+        self._client.stop()
+        self._client.close()
+        os.close(self._wakeup)
+
+    def _do(self, doing: str, call: Callable[[Any], Any], *, proves: bool = False) -> Any:
+        """Have ``call`` done and wait for the reply, which ``proves`` that the session lives."""
+        self._check()
+        session, sent = self._status.session, boot_time()
+        try:
+            result = call(self._client).get(timeout=self._status.timeout)
+        except (exceptions.NoNodeError, exceptions.NodeExistsError):
+            raise
+        except exceptions.BadVersionError:
+            raise VersionMismatch(f"{doing}: it has another version by now; read it again") from None
+        except _LOST as error:
+            raise CoordinatorLost(f"{doing} at {self.url}: the connection was lost; it may have been done") from error
+        except exceptions.KazooException as error:
+            why = _REFUSALS.get(type(error), f"the server says {type(error).__name__}")
+            raise CoordinatorError(f"{doing} at {self.url}: {why}") from error
+        if proves:
+            self._status.prove(session, sent)
+        return result
+
+    def _check(self) -> None:
+        """Return when there is a connection, waiting for one no longer than a session's time-out."""
+        if self._pid != os.getpid():
+            raise CoordinatorError(
+                f"use {self.url}: this connection is that of pid {self._pid}; open one after the fork"
+            )
+        if self._status.state is State.CLOSED:
+            raise CoordinatorError(f"use {self.url}: this connection is closed")
+        if not self._status.wait(self._address.session_timeout) or self._status.state is State.REFUSED:
+            why = self.error or f"reach {self.url}: no server has answered for {self._address.session_timeout:g} s"
+            raise CoordinatorError(why)
+
+    def _watcher(self, on_change: OnChange | None) -> Callable[[Any], None] | None:
+        """What kazoo is to call: the same for the same ``on_change``, or there would be more with each look."""
+        if on_change is None:
+            return None
+
+        def note(event: Any) -> None:
+            self._watchers.pop(on_change, None)
+            self._post(on_change)
+
+        return self._watchers.setdefault(on_change, note)
+
+    def _post(self, call: OnChange) -> None:
+        """From any thread: let ``dispatch`` call it."""
+        self._events.append(call)
+        with contextlib.suppress(OSError):  # closed meanwhile
+            os.eventfd_write(self._wakeup, 1)
+
+    def _tell_state(self) -> None:
+        if self.on_state:
+            self.on_state()
+
+    def _listen(self, kazoo_state: str) -> None:
+        """Called by a thread of kazoo's."""
+        if kazoo_state == KazooState.CONNECTED:
+            self._status.connect(_shown(self._client._session_id))
+            self.error = None
+        elif self._client.client_state == KeeperState.AUTH_FAILED:
+            self.error = f"use {self.url}: the server refuses user and password; see those in the URL"
+            self._status.refuse()
+        else:
+            self._status.lose(is_gone=kazoo_state == KazooState.LOST)
+        self._post(self._tell_state)
+
+    def _hear_of_trouble(self, words: str) -> None:
+        if self._status.state is not State.CONNECTED:
+            self.error = f"reach {self.url}: {words}; are the servers running, and is the address right?"
+
+    def _beat(self) -> None:
+        """Prove again and again that the session lives; a thread."""
+        while not self._status.is_closed(max(self._status.timeout / _BEATS, _SHORTEST)):
+            if self._status.state is State.CONNECTED:
+                session, sent = self._status.session, boot_time()
+
+                def replied(result: Any, session: str = session, sent: float = sent) -> None:
+                    if result.successful() and self._status.prove(session, sent):
+                        self._post(self._tell_state)
+
+                self._client.sync_async("/").rawlink(replied)
+
+    def _chroot_is_missing(self) -> None:
+        if self._do("read /", lambda client: client.exists_async("/")) is None:
+            raise CoordinatorError(
+                f"use {self.url}: there is no node {self._address.chroot}; create it (zkCli.sh create "
+                f"{self._address.chroot}), or correct the URL"
+            )
+
+
+class _Listener(logging.Handler):
+    """Hears what kazoo logs: the only way to learn why it cannot connect."""
+
+    def __init__(self, hear: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._hear = hear
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._hear(record.getMessage())
+
+
+def _client(address: Address, credentials: Credentials | None, hear: Callable[[str], None]) -> Any:
+    logger = logging.Logger("kazoo", logging.WARNING)
+    logger.addHandler(_Listener(hear))
+    options: dict[str, Any] = {}
+    if credentials is not None:
+        number = int(credentials.session, 16)
+        options["client_id"] = number - (number >> 63 << 64), bytes.fromhex(credentials.password)
+    if address.user and address.auth == "digest":
+        options["auth_data"] = [("digest", f"{address.user}:{address.password}")]
+    elif address.user:
+        options["sasl_options"] = {
+            "mechanism": "DIGEST-MD5",
+            "username": address.user,
+            "password": address.password,
+        }
+    return KazooClient(
+        ",".join(address.hosts) + address.chroot,
+        timeout=address.session_timeout,
+        default_acl=_ACLS[address.acl],
+        connection_retry=KazooRetry(max_tries=-1, delay=0.05, backoff=2, max_jitter=0.4, max_delay=_LONGEST_PAUSE),
+        logger=logger,
+        use_ssl=address.tls,
+        verify_certs=True,
+        check_hostname=address.tls,
+        ca=address.ca,
+        certfile=address.cert,
+        keyfile=address.key,
+        **options,
+    )
+
+
+def _on_handshake(client: Any, status: Session) -> None:
+    """Learn the time-out that was negotiated, which kazoo tells nobody; that it was, is a proof, too."""
+    handshake = client._connection._connect
+
+    def connect(*args: Any) -> Any:
+        sent = boot_time()
+        read_timeout, connect_timeout = handshake(*args)
+        status.timeout = read_timeout * 1.5 / 1000  # read_timeout is two thirds of it, in milliseconds
+        status.prove(status.session, sent)
+        return read_timeout, connect_timeout
+
+    client._connection._connect = connect
+
+
+def _node(path: str, data: bytes, stat: Any) -> Node:
+    owner = _shown(stat.ephemeralOwner) if stat.ephemeralOwner else ""
+    return Node(path, data, stat.version, stat.czxid, owner, stat.ctime / 1000)
+
+
+def _shown(session_id: int) -> str:
+    return f"0x{session_id & 0xFFFFFFFFFFFFFFFF:x}"

@@ -1,0 +1,475 @@
+"""The contract of a coordinator, the same on every engine."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import PATIENCE
+from zookeeper import Ensemble, ensemble
+
+from daemonkit.cluster.connect import connect as connect_to
+from daemonkit.cluster.coordinator import Coordinator
+from daemonkit.cluster.tree import MOST_DATA
+from daemonkit.cluster.watching import Value
+from daemonkit.errors import CoordinatorError, CoordinatorTimeout, UsageError, VersionMismatch
+
+Connect = Callable[..., Coordinator]
+SHORT = 0.05  # seconds in which nothing is to happen
+
+
+@pytest.fixture(scope="session")
+def zookeeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ensemble]:
+    with ensemble(tmp_path_factory.mktemp("zookeeper"), 1) as servers:
+        yield servers
+
+
+@pytest.fixture(params=["local", "zookeeper"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a coordinator that knows nothing."""
+    if request.param == "local":
+        return f"local:{tmp_path}/cluster"
+    servers: Ensemble = request.getfixturevalue("zookeeper")
+    name = f"/{tmp_path.name}"
+    with connect_to(servers.url()) as coordinator:
+        coordinator.set(name, b"")
+    return servers.url(name, session_timeout="2s")
+
+
+@pytest.fixture
+def connect(url: str) -> Iterator[Connect]:
+    """A function that opens one connection more to one coordinator."""
+    opened: list[Coordinator] = []
+
+    def connect(daemon: str = "") -> Coordinator:
+        opened.append(connect_to(url, daemon))
+        return opened[-1]
+
+    yield connect
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def coordinator(connect: Connect) -> Coordinator:
+    return connect()
+
+
+def await_true(condition: Callable[[], object], *coordinators: Coordinator) -> None:
+    """Take ``coordinators`` forward until ``condition`` is true."""
+    until = time.monotonic() + PATIENCE
+    for each in coordinators:
+        each.dispatch()
+    while not condition():
+        assert time.monotonic() < until
+        select.select([each.fileno() for each in coordinators], [], [], PATIENCE)
+        for each in coordinators:
+            each.dispatch()
+
+
+def hold(url: str, what: str) -> subprocess.Popen[bytes]:
+    """A process that holds ``what``, and says so, with its token."""
+    program = (
+        "import sys\nfrom daemonkit.cluster.connect import connect\n"
+        f"c = connect({url!r}, 'other')\nh = {what}\nprint(getattr(h, 'token', 0), flush=True)\n"
+        "while not c.wait(PATIENCE):\n    pass\nsys.stdin.read()".replace("PATIENCE", str(PATIENCE))
+    )
+    return subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+
+
+def test_what_is_set_is_read_and_versions_grow(connect: Connect) -> None:
+    one, other = connect(), connect()
+    assert one.get("/config/x") == Value("/config/x", None, 0)
+    assert one.set("/config/x", b"1") == 0
+    assert other.get("/config/x") == Value("/config/x", b"1", 0)
+    assert other.set("/config/x", bytes(range(256))) == 1
+    assert one.get("/config/x") == Value("/config/x", bytes(range(256)), 1)
+    assert one.children("/config") == ["x"]
+    assert one.children("/nothing") == []
+
+
+def test_a_set_with_a_version_changes_only_that(coordinator: Coordinator) -> None:
+    with pytest.raises(VersionMismatch, match="/x is gone"):
+        coordinator.set("/x", b"", 0)
+    coordinator.set("/x", b"0")
+    assert coordinator.set("/x", b"1", 0) == 1
+    with pytest.raises(VersionMismatch, match="/x"):
+        coordinator.set("/x", b"2", 0)
+    with pytest.raises(VersionMismatch, match="/x"):
+        coordinator.delete("/x", 0)
+    assert coordinator.get("/x").data == b"1"
+    assert coordinator.delete("/x", 1)
+    assert not coordinator.delete("/x")
+
+
+def test_what_has_something_below_it_is_not_deleted(coordinator: Coordinator) -> None:
+    coordinator.set("/a/b", b"")
+    with pytest.raises(CoordinatorError, match="there are nodes below it"):
+        coordinator.delete("/a")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("", "begins with /"),
+        ("x", "begins with /"),
+        ("/x/", "must not end with /"),
+        ("//x", "no part of it may be empty"),
+        ("/x/../y", "mean nothing there"),
+        ("/x\0", "can be printed"),
+        ("/" + "x" * 201, "up to 200 characters"),
+        ("/zookeeper/quota", "the server's own"),
+        (b"/x", "must be a text"),
+    ],
+)
+def test_a_path_that_cannot_be_meant_is_refused(coordinator: Coordinator, path: str, words: str) -> None:
+    for act in (coordinator.get, coordinator.children, coordinator.delete, lambda each: coordinator.set(each, b"")):
+        with pytest.raises(UsageError, match=words):
+            act(path)
+
+
+def test_a_megabyte_is_kept_and_more_is_refused_with_a_sentence(coordinator: Coordinator) -> None:
+    coordinator.set("/large", b"x" * MOST_DATA)
+    assert len(coordinator.get("/large").data or b"") == MOST_DATA
+    with pytest.raises(UsageError, match=r"set /large: 1,000,001 bytes are too many; a node holds 1,000,000"):
+        coordinator.set("/large", b"x" * (MOST_DATA + 1))
+    with pytest.raises(UsageError, match="data is bytes, not str"):
+        coordinator.set("/large", "text")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="version=-1"):
+        coordinator.set("/large", b"", -1)
+
+
+def test_names_of_all_kinds_are_kept_apart(coordinator: Coordinator) -> None:
+    names = ["=", "+", "%3D", "a b", "ü", "a:b", "-", "..."]
+    for name in names:
+        coordinator.set(f"/names/{name}", name.encode())
+    assert coordinator.children("/names") == sorted(names)
+    assert [coordinator.get(f"/names/{name}").data for name in names] == [name.encode() for name in names]
+
+
+def test_a_lock_is_had_by_one_and_its_token_grows(connect: Connect) -> None:
+    one, other = connect(), connect()
+    tokens = []
+    for _ in range(3):
+        for each in (one, other):
+            with each.lock("x") as held:
+                assert held.is_held()
+                tokens.append(held.token)
+                third = other if each is one else one
+                with pytest.raises(CoordinatorTimeout, match="wait for lock 'x': others had it for"):
+                    third.lock("x", timeout=SHORT)
+            assert not held.is_held()
+            held.release()
+    assert tokens == sorted(set(tokens))
+    with one.lock("x") as a, one.lock("y") as b:
+        assert a.is_held()
+        assert b.is_held()
+
+
+def test_locks_are_given_in_the_order_in_which_they_were_asked_for(url: str, connect: Connect) -> None:
+    first = connect()
+    held = first.lock("x")
+    waiting = [hold(url, "c.lock('x')") for _ in range(1)]
+    await_line(first, 2)
+    waiting.append(hold(url, "c.lock('x')"))
+    await_line(first, 3)
+    held.release()
+    tokens = [held.token]
+    for process in waiting:
+        tokens.append(int(said(process)))
+        infos = [each for each in first.locks() if each.is_held]
+        assert [each.pid for each in infos] == [process.pid]
+        assert infos[0].token == tokens[-1]
+        end(process)
+    assert tokens == sorted(tokens)
+    assert first.lock("x", timeout=PATIENCE).is_held()
+
+
+def test_a_lock_of_a_process_that_was_killed_is_the_next_ones(url: str, connect: Connect) -> None:
+    killed = hold(url, "c.lock('x')")
+    token = int(said(killed))
+    coordinator = connect()
+    os.kill(killed.pid, signal.SIGKILL)
+    held = coordinator.lock("x", timeout=PATIENCE)
+    assert held.token > token
+    end(killed)
+
+
+def test_shared_locks_are_had_together_and_wait_for_one_who_wants_it_alone(connect: Connect) -> None:
+    one, two, writer = connect(), connect(), connect()
+    a, b = one.lock("x", shared=True), two.lock("x", shared=True)
+    with pytest.raises(CoordinatorTimeout):
+        writer.lock("x", timeout=SHORT)
+    a.release()
+    b.release()
+    with writer.lock("x"), pytest.raises(CoordinatorTimeout):
+        one.lock("x", shared=True, timeout=SHORT)
+    assert one.lock("x", shared=True, timeout=PATIENCE).is_held()
+
+
+def test_readers_who_come_after_a_writer_wait_for_it(url: str, connect: Connect) -> None:
+    one, two = connect(), connect()
+    a = one.lock("x", shared=True)
+    writer = hold(url, "c.lock('x')")
+    await_line(one, 2)
+    with pytest.raises(CoordinatorTimeout):
+        two.lock("x", shared=True, timeout=SHORT)
+    a.release()
+    assert int(said(writer)) > a.token
+    end(writer)
+    two.lock("x", shared=True, timeout=PATIENCE)
+
+
+def test_a_semaphore_has_so_many_units_and_each_that_is_given_back_is_the_next_ones(url: str, connect: Connect) -> None:
+    one, two, three = connect(), connect(), connect()
+    a, b = one.semaphore("s", 2), two.semaphore("s", 2)
+    with pytest.raises(CoordinatorTimeout, match="wait for semaphore 's'"):
+        three.semaphore("s", 2, timeout=SHORT)
+    waiting = []
+    for n in range(3):
+        waiting.append(hold(url, "c.semaphore('s', 2)"))
+        await_line(one, 3 + n)
+    b.release()
+    said(waiting[0])
+    a.release()
+    said(waiting[1])
+    end(waiting[1])
+    said(waiting[2])
+    assert sorted(each.pid for each in one.locks() if each.is_held) == sorted((waiting[0].pid, waiting[2].pid))
+    for process in waiting:
+        end(process)
+    with pytest.raises(UsageError, match="count=0"):
+        one.semaphore("s", 0)
+
+
+def test_one_candidate_leads_and_the_next_when_it_resigns_or_ends_or_dies(url: str, connect: Connect) -> None:
+    one, two = connect("first"), connect("second")
+    a, b = one.elect("job", {"port": 1}), two.elect("job")
+    await_true(lambda: a.is_held, one)
+    two.dispatch()
+    assert not b.is_held
+    leader = two.leader("job")
+    assert leader is not None
+    assert leader[:5] == ("job", a.token, leader.host, os.getpid(), "first")
+    assert leader.data == {"port": 1}
+    assert abs(leader.since - time.time()) < PATIENCE
+    tokens = [a.token]
+    one.resign(a)
+    assert not a.is_held
+    await_true(lambda: b.is_held, two)
+    tokens.append(b.token)
+    other = hold(url, "c.elect('job')")
+    other_wait = hold(url, "c.elect('job')")
+    said(other)
+    await_line_of_leaders(one, "job", 2)
+    two.close()
+    assert not b.is_held
+    await_leader(one, other.pid, other_wait.pid)
+    os.kill(other.pid, signal.SIGKILL)
+    os.kill(other_wait.pid, signal.SIGKILL)
+    c = one.elect("job")
+    await_true(lambda: c.is_held, one)
+    tokens.append(c.token)
+    assert tokens == sorted(set(tokens))
+    assert [each.token for each in one.leaders()] == [c.token]
+    end(other)
+    end(other_wait)
+
+
+def test_who_is_deposed_by_hand_leads_no_more_and_stands_again(connect: Connect) -> None:
+    one, two = connect(), connect()
+    a, b = one.elect("job"), two.elect("job")
+    await_true(lambda: a.is_held, one)
+    two.dispatch()
+    assert a.node is not None
+    two.tree.delete(a.node.path)
+    await_true(lambda: b.is_held, two)
+    await_true(lambda: not a.is_held, one)
+    assert b.token < a.token or not a.is_held
+    two.resign(b)
+    await_true(lambda: a.is_held, one)
+    assert a.token > b.token
+
+
+def test_members_are_there_until_they_leave_or_die(url: str, connect: Connect) -> None:
+    one, two = connect("web"), connect()
+    assert one.members() == []
+    mine = one.join({"port": 80})
+    theirs = two.join(group="others")
+    (member,) = two.members()
+    assert (member.pid, member.daemon, member.data) == (os.getpid(), "web", {"port": 80})
+    assert [each.daemon for each in one.members("others")] == [""]
+    assert one.groups() == ["default", "others"]
+    seen: list[int] = []
+    two.watch("/daemonkit/members/default", lambda value: seen.append(len(value.children)))
+    killed = hold(url, "c.join()")
+    said(killed)
+    await_true(lambda: seen and seen[-1] == 2, two)
+    os.kill(killed.pid, signal.SIGKILL)
+    await_true(lambda: seen[-1] == 1, two)
+    one.leave(mine)
+    two.leave(theirs)
+    await_true(lambda: seen[-1] == 0, two)
+    end(killed)
+
+
+def test_a_watch_tells_of_values_and_children_through_deletion_and_creation(connect: Connect) -> None:
+    watcher, other = connect(), connect()
+    seen: list[Value] = []
+    watching = watcher.watch("/config/x", seen.append)
+    await_true(lambda: seen, watcher)
+    assert seen == [Value("/config/x", None, 0)]
+
+    def await_value(data: bytes | None, *children: str) -> None:
+        await_true(lambda: seen[-1][1::2] == (data, children), watcher)
+
+    other.set("/config/x", b"1")
+    await_value(b"1")
+    other.set("/config/x", b"2")
+    await_value(b"2")
+    other.set("/config/x/below", b"")
+    await_value(b"2", "below")
+    other.set("/config/x/below/more", b"")
+    other.delete("/config/x/below/more")
+    other.delete("/config/x/below")
+    other.delete("/config/x")
+    other.delete("/config")
+    await_value(None)
+    other.set("/config/x/again", b"")
+    await_value(b"", "again")
+    other.set("/config/x", b"3")
+    await_value(b"3", "again")
+    watcher.unwatch(watching)
+    count = len(seen)
+    other.set("/config/x", b"4")
+    watcher.wait(SHORT)
+    assert len(seen) == count
+
+
+def test_what_a_watching_function_raises_reaches_who_dispatches(connect: Connect) -> None:
+    watcher, other = connect(), connect()
+    other.set("/x", b"1")
+    watcher.watch("/x", lambda value: [][0])
+    with pytest.raises(IndexError):
+        await_true(lambda: False, watcher)
+
+
+def test_a_barrier_opens_when_all_have_come_and_is_left_together(url: str, connect: Connect) -> None:
+    one = connect()
+    barrier = one.barrier("b", 3)
+    with pytest.raises(CoordinatorTimeout, match="not 3 have come in time"):
+        barrier.enter(timeout=SHORT)
+    others = [hold(url, "c.barrier('b', 3)\nh.enter()\nprint('in', flush=True)\nh.leave()") for _ in range(2)]
+    barrier.enter(timeout=PATIENCE)
+    barrier.leave(timeout=PATIENCE)
+    for process in others:
+        assert said(process) == "in"
+        assert said(process) == "0"
+        end(process)
+    again = one.barrier("b", 1)
+    again.enter(timeout=PATIENCE)
+    again.leave(timeout=PATIENCE)
+
+
+def test_a_queue_gives_each_thing_to_one_in_order(connect: Connect) -> None:
+    one, two = connect(), connect()
+    queue, other = one.queue("q"), two.queue("q")
+    for n in range(5):
+        queue.put(b"%d" % n)
+    assert len(other) == 5
+    assert [each.get() for each in (queue, other, queue, other, queue)] == [b"0", b"1", b"2", b"3", b"4"]
+    with pytest.raises(CoordinatorTimeout):
+        other.get(timeout=SHORT)
+
+
+def test_who_waits_at_a_queue_is_woken(url: str, connect: Connect) -> None:
+    waiting = hold(url, "c.queue('q').get()\nprint(h.decode(), flush=True)")
+    connect().queue("q").put(b"hello")
+    assert said(waiting) == "hello"
+    end(waiting)
+
+
+def test_a_session_that_is_closed_leaves_nothing_and_is_not_used_again(connect: Connect) -> None:
+    one, other = connect(), connect()
+    held, member, candidacy = one.lock("x"), one.join(), one.elect("job")
+    await_true(lambda: candidacy.is_held, one)
+    one.close()
+    one.close()
+    assert not held.is_held()
+    assert not candidacy.is_held
+    assert not member.is_due
+    assert other.members() == []
+    assert other.locks() == []
+    assert other.leaders() == []
+    with pytest.raises(CoordinatorError, match="this connection is closed"):
+        one.get("/x")
+    with pytest.raises(CoordinatorError, match="this connection is closed"):
+        one.lock("x")
+
+
+def test_a_connection_is_not_used_after_a_fork(connect: Connect) -> None:
+    coordinator = connect()
+    coordinator.set("/x", b"")
+    program = os.fork() if sys.version_info < (3, 12) else None
+    if program is None:
+        pytest.skip("a fork of a process with threads warns from 3.12 on")
+    if program == 0:
+        try:
+            coordinator.get("/x")
+        except CoordinatorError as error:
+            os._exit(7 if "open one after the fork" in str(error) else 8)
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]) == 7
+    assert coordinator.get("/x").data == b""
+
+
+def await_line(coordinator: Coordinator, count: int) -> None:
+    """Sleep until so many stand in a line for a lock or semaphore."""
+    await_names(coordinator, ("/daemonkit/locks", "/daemonkit/semaphores"), count)
+
+
+def await_line_of_leaders(coordinator: Coordinator, name: str, count: int) -> None:
+    await_names(coordinator, (f"/daemonkit/leaders/{name}",), count, 0)
+
+
+def await_names(coordinator: Coordinator, tops: tuple[str, ...], count: int, depth: int = 1) -> None:
+    until = time.monotonic() + PATIENCE
+    while True:
+        found = 0
+        for top in tops:
+            for path in [f"{top}/{name}" for name in coordinator.children(top)] if depth else [top]:
+                found += len(coordinator.tree.children(path, lambda: None) or ())
+        if found >= count:
+            return
+        assert time.monotonic() < until
+        coordinator.wait(0.02)
+
+
+def await_leader(coordinator: Coordinator, *pids: int) -> None:
+    until = time.monotonic() + PATIENCE
+    while True:
+        leader = coordinator.leader("job")
+        if leader is not None and leader.pid in pids:
+            return
+        assert time.monotonic() < until
+        coordinator.wait(0.02)
+
+
+def said(process: subprocess.Popen[bytes]) -> str:
+    """The next line of its output."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+    assert ready
+    return process.stdout.readline().decode().strip()
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
