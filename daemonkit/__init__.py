@@ -16,8 +16,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from daemonkit import cluster as cluster
     from daemonkit import ipc as ipc
     from daemonkit.api import Daemon, default
+    from daemonkit.cluster.leadership import current_leadership as current_leadership
     from daemonkit.core.pidfile import PidFile
     from daemonkit.errors import AlreadyRunning, DaemonkitError, UsageError
     from daemonkit.processes.background import Background as Background
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     worker, program, task = default.worker, default.program, default.task
 
 __version__ = "0.1.0"
-# Background, Pool, background, current_task, ipc and progress are not among them: `import *` would load what few want.
+# Background, Pool, background, cluster, current_leadership, current_task, ipc and progress are not among them:
+# `import *` would load what few want.
 __all__ = [
     "AlreadyRunning",
     "Daemon",
@@ -57,6 +60,7 @@ _HOMES = {
     "Pool": "daemonkit.processes.pool",
     "progress": "daemonkit.processes.call",
     "current_task": "daemonkit.queue.current",
+    "current_leadership": "daemonkit.cluster.leadership",
     "AlreadyRunning": "daemonkit.errors",
     "DaemonkitError": "daemonkit.errors",
     "UsageError": "daemonkit.errors",
@@ -68,8 +72,8 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for, when it is asked for: the command loads nothing of the rest."""
     if name in _METHODS:
         return getattr(import_module("daemonkit.api").default, name)
-    if name == "ipc":
-        return import_module("daemonkit.ipc")
+    if name in ("cluster", "ipc"):
+        return import_module(f"daemonkit.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'daemonkit' has no attribute {name!r}")

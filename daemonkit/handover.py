@@ -62,6 +62,8 @@ class Handover(NamedTuple):
     status_fd: int = -1  # the launcher listens at its other end until "ready" or "failed"
     listen_fds: list[int] = []  # noqa: RUF012 - never changed; a tuple would come back from JSON as a list
     generation: Generation | None = None
+    page_fd: int = -1  # of a fork server's image: where it is written whether the daemon leads
+    overlay: list[str] = []  # noqa: RUF012 - one text or none: the configuration that the cluster has
     server_fds: list[int] = []  # noqa: RUF012 - of a fork server's image: its wire, and where its children send notes
 
     @property

@@ -34,6 +34,7 @@ def describe(master: Master) -> dict[str, Any]:
         "config": master.configuration.config_path,
         "jobs": describe_jobs(master.script.jobs.values()),
         "children": master.crew.describe() if master.crew else [],
+        "cluster": master.leading.describe() if master.leading else None,
     }
 
 
@@ -45,12 +46,14 @@ def describe_jobs(jobs: Iterable[Job]) -> list[dict[str, Any]]:
 
 def _job(job: Job, offset: int) -> dict[str, Any]:
     record = job.record
+    is_standby = job.gate is not None and not job.gate()
+    state = "done" if job.planned is None else "paused" if job.paused else "standby" if is_standby else "waiting"
     return {
         "name": job.name,
         "when": job.when,
-        "state": "done" if job.planned is None else "paused" if job.paused else "waiting",
+        "state": state,
         "last_run": record.last_started / 1e9 if record.runs else None,
-        "next_run": None if job.planned is None or job.paused else (job.planned + offset) / 1e9,
+        "next_run": None if job.planned is None or job.paused or is_standby else (job.planned + offset) / 1e9,
         "duration": record.last_duration / 1e9,
         "lateness": record.lateness / 1e9,
         "max_lateness": record.max_lateness / 1e9,
@@ -77,6 +80,8 @@ def as_text(status: Status, name: str) -> str:
         lines.append(f"  busy: {status['busy']}")
     if status.get("note"):
         lines.append(f"  {status['note']}")
+    if status.get("cluster"):
+        lines += cluster_as_text(status["cluster"])
     if status.get("children"):
         lines += ["", *children_as_text(status["children"])]
     if status.get("jobs"):
@@ -99,6 +104,22 @@ def jobs_as_text(jobs: Iterable[Mapping[str, Any]]) -> list[str]:
         if job["receipt"]:
             errors.append(f"  {job['name']}: last process: {job['receipt']}")
     return _table(rows) + errors
+
+
+def cluster_as_text(cluster: Mapping[str, Any]) -> list[str]:
+    """Its place in the cluster."""
+    token = f", token {cluster['token']}" if cluster["token"] else ""
+    session = f", session {cluster['session']}" if cluster["session"] else ""
+    lines = [f"  cluster: {cluster['role']}{token}{session}, {cluster['state']}, {cluster['coordinator']}"]
+    if cluster["error"]:
+        lines.append(f"  cluster: {cluster['error']}")
+    if (leader := cluster["leader"]) and not cluster["token"]:
+        since = f"since {_moment(leader['since'])}, token {leader['token']}"
+        lines.append(f"  led by pid {leader['pid']} on {leader['host']}, {since}")
+    if cluster["peers"]:
+        there = ", ".join(f"{peer['host']}:{peer['pid']}" for peer in cluster["peers"])
+        lines.append(f"  peers: {there}")
+    return lines
 
 
 def children_as_text(children: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -13,11 +13,12 @@ from daemonkit.core.signals import RESERVED
 from daemonkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from daemonkit.cluster.watching import Value
     from daemonkit.processes.worker import Worker
     from daemonkit.queue.outlet import Outlet
     from daemonkit.queue.task import Task
 
-EVENTS: Final = ("start", "stop", "reload", "fork")
+EVENTS: Final = ("start", "stop", "reload", "fork", "leader", "follower")
 OVERLAPS: Final = ("skip", "queue", "kill")
 SHORTEST: Final = 0.001  # seconds: below it a grid is all interrupts and no work
 SECOND: Final = 1_000_000_000
@@ -48,6 +49,7 @@ class Script:
         self.workers: dict[str, Worker] = {}
         self.tasks: dict[str, Task[..., Any]] = {}
         self.broker: str | None = None  # the URL in force, in a daemon
+        self.watches: list[tuple[str, Callable[[Value], object]]] = []  # paths in the cluster
         self._outlet: Outlet | None = None
         self.main_loop: Callable[[], Any] | None = None
         self._forks = False
@@ -55,12 +57,18 @@ class Script:
     @property
     def is_empty(self) -> bool:
         """Whether nothing has been declared."""
-        return not (self.jobs or self.handlers or self.workers or self.tasks or self.main_loop)
+        return not (self.jobs or self.handlers or self.workers or self.tasks or self.watches or self.main_loop)
 
     @property
     def needs_children(self) -> bool:
         """Whether anything that is declared runs in a process of its own."""
         return self._forks or bool(self.workers) or bool(self.tasks)
+
+    @property
+    def may_lead(self) -> bool:
+        """Whether anything that is declared is the leader's."""
+        is_declared = any(job.leader for job in self.jobs.values()) or any(w.leader for w in self.workers.values())
+        return is_declared or bool(self.handlers.keys() & {"leader", "follower"})
 
     def every(
         self,
@@ -91,7 +99,8 @@ class Script:
             fork: run it in a child of its own, so that a crash, hang or leak of it cannot touch the daemon.
             timeout: with ``fork``: a run that takes longer is ended with all its descendants, TERM first.
             max_instances: with ``fork``: so many runs may be under way at the same time.
-            leader: not in this version; refused with a sentence.
+            leader: run it only while this daemon leads those of its name in the cluster; the ticks of others are no
+                missed ones.
 
         Raises:
             UsageError: a value that cannot be meant, or a name that is taken.
@@ -106,17 +115,22 @@ class Script:
         if policy.jitter >= length * SECOND:
             raise UsageError(f"{what}: jitter={jitter!r} must be shorter than the interval, or ticks would be lost")
         schedule = Every(round(length * SECOND), start)
-        return self._timer(what, name, schedule, policy, f"every {describe(length)}", forking)
+        return self._timer(what, name, schedule, policy, f"every {describe(length)}", forking, leader)
 
-    def after(self, delay: float | str, *, name: str | None = None) -> Callable[[Function], Function]:
+    def after(
+        self, delay: float | str, *, name: str | None = None, leader: bool = False
+    ) -> Callable[[Function], Function]:
         """Run the function once, ``delay`` after the daemon is ready (seconds, or text such as "5m").
+
+        ``leader``: only if the daemon leads at that moment.
 
         Raises:
             UsageError: a value that cannot be meant, or a name that is taken.
         """
         what = f"@after({delay!r})"
         length = _duration(delay, "@after")
-        return self._timer(what, name, After(round(length * SECOND)), Policy(), f"once after {describe(length)}")
+        when = f"once after {describe(length)}"
+        return self._timer(what, name, After(round(length * SECOND)), Policy(), when, None, leader)
 
     def cron(
         self,
@@ -144,11 +158,12 @@ class Script:
         forking = self._forking(what, fork, timeout, overlap, max_instances, leader)
         policy = _policy(what, jitter, coalesce, misfire_grace_time, overlap)
         zone = f" {tz}" if tz else ""
-        return self._timer(what, name, Cron(expression, tz), policy, f"cron {expression}{zone}", forking)
+        return self._timer(what, name, Cron(expression, tz), policy, f"cron {expression}{zone}", forking, leader)
 
     def on(self, event: str | int) -> Callable[[Function], Function]:
-        """Call the function on a signal ("SIGUSR1") or a life-cycle event ("start", "stop", "reload", "fork").
+        """Call the function on a signal ("SIGUSR1") or a life-cycle event: "start", "stop", "reload", "fork".
 
+        "leader" and "follower" tell that the daemon leads those of its name in the cluster from now on, or no more.
         "fork" runs in each child that Python code of the daemon forks (os.register_at_fork), before its own code.
         Several for one event run in the order of definition.  A handler for a signal takes the place of what
         daemonkit does by default; the log is reopened on SIGHUP and SIGUSR1 all the same.
@@ -243,6 +258,24 @@ class Script:
 
         return declare_task
 
+    def watch(self, path: str, func: Callable[[Value], object]) -> None:
+        """Have the daemon call ``func`` with the value at ``path`` in the cluster, at first and after each change.
+
+        It is called between two jobs, as a signal's handler is.
+
+        Args:
+            path: as in "/config/x"; nothing needs to be there.
+            func: takes a ``Value``: path, data (None: there is none), version, children (the names below it).
+
+        Raises:
+            UsageError: the path cannot be meant, or ``func`` is no function.
+        """
+        from daemonkit.cluster.tree import check_path
+
+        if not callable(func):
+            raise UsageError(f"cluster.watch({path!r}): {func!r} is no function")
+        self.watches.append((check_path(path, "cluster.watch"), func))
+
     def _add_worker(self, made: Worker) -> None:
         if made.name in self.workers:
             raise UsageError(f"@worker: there is a worker named {made.name!r} already; give this one a name=")
@@ -252,7 +285,9 @@ class Script:
         self, what: str, fork: bool, timeout: float | str | None, overlap: str, max_instances: int, leader: bool
     ) -> Forking | None:
         """What is asked of the job's own process; None for a job that has none."""
-        _check_children(what, fork, timeout, overlap, max_instances, leader)
+        _check_children(what, fork, timeout, overlap, max_instances)
+        if not isinstance(leader, bool):
+            raise UsageError(f"{what}: leader={leader!r} must be True or False")
         if not fork:
             return None
         self._forks = True
@@ -266,6 +301,7 @@ class Script:
         policy: Policy,
         when: str,
         forking: Forking | None = None,
+        leader: bool = False,
     ) -> Callable[[Function], Function]:
         def declare(function: Function) -> Function:
             _check_callable(what, function)
@@ -275,6 +311,7 @@ class Script:
             if own in self.jobs:
                 raise UsageError(f"{what}: there is a job named {own!r} already; give this one a name=")
             self.jobs[own] = job = Job(own, function, schedule, policy, when)
+            job.leader = leader
             if forking:
                 job.forking = forking
             return function
@@ -317,17 +354,13 @@ def _check_callable(what: str, function: Any) -> None:
         raise UsageError(f"{what}: {name} wants {code.co_argcount - given} argument(s); it is called with none")
 
 
-def _check_children(
-    what: str, fork: bool, timeout: float | str | None, overlap: str, max_instances: int, leader: bool
-) -> None:
+def _check_children(what: str, fork: bool, timeout: float | str | None, overlap: str, max_instances: int) -> None:
     if not isinstance(fork, bool):
         raise UsageError(f"{what}: fork={fork!r} must be True or False")
     if overlap not in OVERLAPS:
         raise UsageError(f"{what}: overlap={overlap!r} is not one of {', '.join(OVERLAPS)}")
     if type(max_instances) is not int or max_instances < 1:
         raise UsageError(f"{what}: max_instances={max_instances!r} must be a whole number, 1 or more")
-    if leader:
-        raise UsageError(f"{what}: leader=True is not in this version; leave it out")
     if fork or (timeout is None and overlap != "kill" and max_instances == 1):
         return
     wanted = {"timeout=": timeout is not None, 'overlap="kill"': overlap == "kill", "max_instances > 1": True}

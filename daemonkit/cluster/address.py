@@ -55,7 +55,7 @@ def parse(url: str) -> Address:
     Raises:
         UsageError: it cannot be meant.
     """
-    shown = re.sub(r"(//[^/@:]*:)[^/@]*@", r"\1***@", url)
+    shown = without_password(url)
     rest, _, query = url.removeprefix("zookeeper:").partition("?")
     if not rest.startswith("//"):
         _refuse(shown, "it is written zookeeper://HOST[:PORT],HOST.../CHROOT")
@@ -88,6 +88,11 @@ def parse(url: str) -> Address:
         options.get("cert"),
         options.get("key"),
     )
+
+
+def without_password(url: str) -> str:
+    """``url`` as it may be shown."""
+    return re.sub(r"(//[^/@:]*:)[^/@]*@", r"\1***@", url)
 
 
 def _host(text: str, shown: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from daemonkit.cluster.coordinator import NAMESPACE, Coordinator
+from daemonkit.cluster.coordinator import Coordinator
 from daemonkit.cluster.tree import Credentials
 from daemonkit.errors import UsageError
 
@@ -59,6 +59,3 @@ def check(url: str) -> str:
 
         address.parse(url)
     return scheme
-
-
-__all__ = ["NAMESPACE", "check", "connect"]

@@ -62,16 +62,21 @@ def first(count: int) -> Rule:
 class Contender(Recipe):
     """Stands in line, in one session after the other, until it leaves."""
 
-    def __init__(self, tree: Tree, directory: str, rule: Rule, kind: str, data: bytes) -> None:
-        """Stand in the line ``directory`` from the first look on."""
+    def __init__(
+        self, tree: Tree, directory: str, rule: Rule, kind: str, data: bytes, unique: str | None = None
+    ) -> None:
+        """Stand in the line ``directory`` from the first look on.
+
+        ``unique``: of a session that another process has begun; a node with it and of that session is ours.
+        """
         super().__init__(tree)
         self.node: Node | None = None
         self._directory = directory
         self._rule = rule
-        self._prefix = f"{uuid.uuid4().hex}-{kind}-"
+        self._prefix = f"{unique or uuid.uuid4().hex}-{kind}-"
         self._data = data
         self._is_first = False
-        self._in_doubt = False  # the reply to a creation was lost
+        self._in_doubt = unique is not None  # the reply to a creation was lost, or has gone to another process
 
     @property
     def is_held(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from daemonkit.cluster.contender import EXCLUSIVE, SHARED, Contender, Rule, first, line_of, many_readers, one_alone
 from daemonkit.cluster.election import Candidacy, Leader, leader_of
 from daemonkit.cluster.gathering import Barrier, Queue
-from daemonkit.cluster.lock import Hold, LockInfo
+from daemonkit.cluster.hold import Hold, LockInfo
 from daemonkit.cluster.membership import Membership, member, members_of
 from daemonkit.cluster.recipe import Member, Recipe, introduce
 from daemonkit.cluster.tree import PATIENCE, State, Tree, check_data, check_name, check_path
@@ -46,13 +46,18 @@ class Coordinator:
         self._recipes: list[Recipe] = []
         tree.on_state = self._touch_all
 
-    def elect(self, name: str, data: Any = None) -> Candidacy:
+    def elect(self, name: str, data: Any = None, *, unique: str | None = None) -> Candidacy:
         """Stand for election as the leader of ``name``; ``is_held`` tells whether we lead.
 
         The candidacy goes on through lost connections and sessions until ``resign``.  It is taken forward by ``wait``
-        and ``dispatch``.  Its ``token`` is the fencing number.  ``data``, which JSON must have, is told to the others.
+        and ``dispatch``.  Its ``token`` is the fencing number.
+
+        Args:
+            name: any.
+            data: told to the others; JSON must have it.
+            unique: an id, with which another process stood in this session, and goes on standing as we do.
         """
-        made = Candidacy(self.tree, self._directory("leaders", name), self._daemon, data)
+        made = Candidacy(self.tree, self._directory("leaders", name), self._daemon, data, unique)
         self._recipes.append(made)
         return made
 
@@ -107,14 +112,21 @@ class Coordinator:
         """Call its function no more."""
         self._forget(watching)
 
-    def join(self, data: Any = None, group: str = "default") -> Membership:
+    def join(
+        self, data: Any = None, group: str = "default", *, wait: bool = True, unique: str | None = None
+    ) -> Membership:
         """Be a member of ``group`` until ``leave``, through lost connections and sessions.
 
-        ``data``, which JSON must have, is told to the others.
+        Args:
+            data: told to the others; JSON must have it.
+            group: any name.
+            wait: return when the others can see it; else that is for ``dispatch``.
+            unique: as in ``elect``.
         """
-        made = Membership(self.tree, self._directory("members", group), self._daemon, data)
+        made = Membership(self.tree, self._directory("members", group), self._daemon, data, unique)
         self._recipes.append(made)
-        self._until(made, lambda: not made.is_due, PATIENCE)
+        if wait:
+            self._until(made, lambda: not made.is_due, PATIENCE)
         return made
 
     def leave(self, membership: Membership) -> None:

@@ -26,9 +26,9 @@ class Leader(NamedTuple):
 class Candidacy(Contender):
     """One candidate.  ``is_held`` tells whether it leads: for sure, and now."""
 
-    def __init__(self, tree: Tree, directory: str, daemon: str, data: Any) -> None:
+    def __init__(self, tree: Tree, directory: str, daemon: str, data: Any, unique: str | None) -> None:
         """Stand for election from the first look on; ``data``, which JSON must have, is told to the others."""
-        super().__init__(tree, directory, one_alone, EXCLUSIVE, introduce(daemon, data))
+        super().__init__(tree, directory, one_alone, EXCLUSIVE, introduce(daemon, data), unique)
         self._daemon = daemon
         self._told = 0  # the token with which our leadership was told
         self._words = data

@@ -160,13 +160,15 @@ class LocalTree(Tree):
         self.leave()
 
     def leave(self) -> None:
-        """Close the descriptors; the session lives on in whoever has its own."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
             self._files.close()
             if self._inotify:
                 self._inotify.close()
+
+    def forsake(self) -> None:
+        self.leave()
 
     @contextlib.contextmanager
     def _locked(self, doing: str) -> Iterator[None]:

@@ -12,10 +12,10 @@ from daemonkit.cluster.tree import Node, Tree
 class Membership(Recipe):
     """Ours, until it is left."""
 
-    def __init__(self, tree: Tree, directory: str, daemon: str, data: Any) -> None:
+    def __init__(self, tree: Tree, directory: str, daemon: str, data: Any, unique: str | None) -> None:
         """Be a member from the first look on; ``data``, which JSON must have, is told to the others."""
         super().__init__(tree)
-        self._path = f"{directory}/{uuid.uuid4().hex}"
+        self._path = f"{directory}/{unique or uuid.uuid4().hex}"
         self._data = introduce(daemon, data)
         self._node: Node | None = None
 

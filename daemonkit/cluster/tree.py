@@ -132,6 +132,14 @@ class Tree(abc.ABC):
         """What another process needs to go on with this session; None while there is none."""
 
     @abc.abstractmethod
+    def leave(self) -> None:
+        """Close the connection, and let the session live: another process goes on with it."""
+
+    @abc.abstractmethod
+    def forsake(self) -> None:
+        """In a child that was forked: close what must not live on in it, and nothing of the parent's."""
+
+    @abc.abstractmethod
     def close(self) -> None:
         """End the session at once; what it has created as ephemeral is gone when this returns, if it can be reached."""
 

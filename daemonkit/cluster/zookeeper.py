@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -183,6 +184,20 @@ class ZookeeperTree(Tree):
     def credentials(self) -> Credentials | None:
         found = self._client.client_id
         return None if found is None else Credentials(_shown(found[0]), found[1].hex())
+
+    def leave(self) -> None:
+        if self._status.state is State.CLOSED:
+            return
+        self._status.close()
+        self._client.remove_listener(self._listen)
+        # The library ends a connection by ending the session.  Stopped first, it does not connect again.
+        self._client._stopped.set()
+        if (sock := self._client._connection._socket) is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def forsake(self) -> None:
+        pass  # the threads are not here, and the connection is not ours to shut down
 
     def close(self) -> None:
         if self._status.state is State.CLOSED:

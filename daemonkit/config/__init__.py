@@ -1,16 +1,17 @@
 """The configuration in force: the options from all their sources.
 
 Each source is weaker than the one before it: command line, environment (``DAEMONKIT_KEY``), ``[daemon.NAME]``,
-``[daemon]``, the script, the default.  A value is checked wherever it stands, also where a stronger one wins.
+``[daemon]``, the script, the default.  What the cluster has (``[cluster] config``) is laid over the
+file.  A value is checked wherever it stands, also where a stronger one wins.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from daemonkit.config.file import CONFIG_VARIABLE, Layer, find
+from daemonkit.config.file import CONFIG_VARIABLE, Layer, find, laid_over
 from daemonkit.config.options import BY_KEY, OPTIONS, PATH, PREFIX, Options, check_name, nearest
 from daemonkit.errors import ConfigError, UsageError
 
@@ -27,6 +28,7 @@ class Configuration(NamedTuple):
     sources: dict[str, str]  # "command line", "environment", "PATH [daemon.NAME]", "script" or "default"
     config_path: str | None
     settings: dict[str, Any]  # [settings] and [settings.NAME]; dates and times as ISO 8601 text
+    cluster_config: str | None = None  # the path in the cluster of what is laid over the file
 
 
 def load(
@@ -38,6 +40,7 @@ def load(
     config_path: str | None = None,
     cwd: str,
     uid: int | None = None,
+    overlay: Sequence[str] = (),
 ) -> Configuration:
     """Read the configuration of the daemon ``name`` (None: of none in particular) from all its sources.
 
@@ -48,6 +51,7 @@ def load(
         config_path: a file that must exist; otherwise the first of the well-known ones that does.
         cwd: absolute; what relative paths, but for those in a file, are relative to.
         uid: whose default directories; that of the start, if privileges were dropped since.
+        overlay: what the cluster has at the path that [cluster] config names in the file, if anything.
 
     Raises:
         UsageError: an option on the command line or in the script is unknown or wrong.
@@ -57,9 +61,12 @@ def load(
     if name is not None:
         check_name(name)
     file = find(config_path, environ, cwd)
+    path = file.cluster_config if file else None
+    files = [file] if file else []
+    files += [laid_over(path, text) for text in overlay] if path else []
     layers = [
         Layer(SCRIPT, "{key}, given by the script,", cwd, script or {}, _usage_error),
-        *(file.layers(name) if file else ()),
+        *(each for one in files for each in one.layers(name)),
         Layer(ENVIRONMENT, "{env}", cwd, _from_environment(environ), _config_error),
         Layer(COMMAND_LINE, "{flag}", cwd, command_line, _usage_error),
     ]
@@ -70,7 +77,8 @@ def load(
         values.update(read)
         sources.update(dict.fromkeys(read, layer.source))
     _fill_in(values, name)
-    return Configuration(Options(values), sources, file and file.path, file.settings(name) if file else {})
+    settings = {key: value for one in files for key, value in one.settings(name).items()}
+    return Configuration(Options(values), sources, file and file.path, settings, path)
 
 
 def defaults(uid: int) -> Options:

@@ -12,6 +12,7 @@ from daemonkit.errors import ConfigError, UsageError
 CONFIG_VARIABLE: Final = "DAEMONKIT_CONFIG"
 LOCAL_FILE: Final = "etc/daemonkit.toml"  # in the working directory
 SYSTEM_FILE: Final = "/etc/daemonkit/daemonkit.toml"
+TABLES: Final = ("daemon", "settings", "cluster")
 MAX_FILE: Final = 1 << 20  # bytes; /dev/zero is no configuration
 
 
@@ -56,13 +57,27 @@ class File(NamedTuple):
         for key, value in self.tables.items():
             if key in BY_KEY and not isinstance(value, dict):
                 raise self.error("", key, f"{key} stands outside any table; put it under [daemon]")
-            if key in ("cluster", "queue"):
+            if key == "queue":
                 raise self.error(key, "", f"[{key}] means nothing to this version of daemonkit; remove it")
-            if key not in ("daemon", "settings"):
-                near = nearest(key, ("daemon", "settings"))
+            if key not in TABLES:
+                near = nearest(key, TABLES)
                 raise self.error(key, key, f"unknown table or key {key!r}{near or '; use [daemon] or [settings]'}")
             if not isinstance(value, dict):
                 raise self.error(key, key, f"{key} must be a table: write [{key}]")
+
+    @property
+    def cluster_config(self) -> str | None:
+        """The path in the cluster whose value is laid over this file; None: there is none."""
+        from daemonkit.cluster.tree import check_path
+
+        table = self.tables.get("cluster", {})
+        for key in table:
+            if key != "config":
+                raise self.error("cluster", key, f"[cluster] has the unknown key {key!r}{nearest(key, ('config',))}")
+        try:
+            return check_path(table["config"], "[cluster] config") if "config" in table else None
+        except UsageError as error:
+            raise self.error("cluster", "config", str(error)) from None
 
     def error(self, table: str, key: str, why: str) -> ConfigError:
         """The error, with the line that it is about if that can be told."""
@@ -106,6 +121,20 @@ def find(config_path: str | None, environ: Mapping[str, str], cwd: str) -> File 
         if os.path.lexists(path):
             return _read(path, named=False)
     return None
+
+
+def laid_over(path: str, text: str) -> File:
+    """What the cluster has at ``path``, as a file; it says no more of the cluster."""
+    import tomllib
+
+    try:
+        file = File(f"{path} in the cluster", text, tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"read {path} in the cluster: not TOML: {error}") from None
+    file.check_tables()
+    if "cluster" in file.tables:
+        raise file.error("cluster", "", "[cluster] can stand in a file only")
+    return file
 
 
 def _read(path: str, *, named: bool) -> File:

@@ -62,7 +62,9 @@ class Job:
     __slots__ = (
         "forking",
         "func",
+        "gate",
         "launch",
+        "leader",
         "name",
         "paused",
         "planned",
@@ -87,4 +89,6 @@ class Job:
         self.paused = False
         self.ticket = 0  # the one heap entry of this job that counts
         self.forking: Forking | None = None  # None: it runs in the daemon's own thread
+        self.leader = False  # it runs only while the daemon leads
+        self.gate: Callable[[], bool] | None = None  # whether it may run at all now
         self.launch: Callable[[Job, int], bool] | None = None  # starts it elsewhere, and keeps its record

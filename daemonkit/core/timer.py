@@ -193,6 +193,8 @@ class Timer:
         else:
             job.planned = schedule.successor(planned, now, wall)
         self._replace_first(job)
+        if job.gate is not None and not job.gate():
+            return
         lateness = now - due
         if policy.misfire_grace_time is not None and lateness > policy.misfire_grace_time:
             record.missed += 1

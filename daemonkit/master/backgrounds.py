@@ -44,7 +44,7 @@ class Backgrounds:
             on_begun("the daemon is stopping")
             return
         name = f"of pid {pid}"
-        request: Request = {"kind": "background", "name": name, "index": 0}
+        request: Request = {"kind": "background", "name": name, "index": 0, "token": 0}
         try:
             made = _Background(name, self._get_server(), on_begun)
             made.child = made.server.spawn(

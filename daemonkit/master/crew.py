@@ -117,10 +117,15 @@ class Crew:
         self._reloads.clear()
         if self._roll is not None:
             self._roll.end("the daemon is stopping")
-        self.workers.stop()
+        self.workers.stop(last=False)
         self.jobs.stop(until)
         self.backgrounds.stop()
+        is_last = False
         while self._is_busy() and time.monotonic() < until and not is_urgent():
+            if not is_last and not self._are_others_busy():
+                self.workers.stop(last=True)
+                is_last = True
+                continue
             turn()
         self._kill_the_rest(turn)
         self.workers.use(None)
@@ -241,6 +246,11 @@ class Crew:
 
     def _is_busy(self) -> bool:
         return any(len(server.children) for server in self._servers)
+
+    def _are_others_busy(self) -> bool:
+        """Whether there is anybody but those that are stopped last."""
+        last = sum(place.worker.is_last and place.life is not None for place in self.workers)
+        return sum(len(server.children) for server in self._servers) > last
 
     def _take_on(self, made: Server) -> None:
         self._servers.append(made)

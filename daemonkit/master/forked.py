@@ -51,6 +51,7 @@ class ForkedJobs:
         self._queued: dict[str, list[OnDone]] = {}  # one more run each, and who waits for it
         self._is_stopping = False
         self._last_call: Job | None = None
+        self.get_token: Callable[[], int] = lambda: 0  # of the leadership
 
     def begin(self, jobs: dict[str, Job]) -> None:
         """Take over those of ``jobs`` that are to be forked."""
@@ -124,7 +125,8 @@ class ForkedJobs:
         record, forking = job.record, job.forking or Forking()
         record.runs += 1
         record.last_started = wall
-        request: Request = {"kind": "job", "name": job.name, "index": 0}
+        token = self.get_token() if job.leader else 0
+        request: Request = {"kind": "job", "name": job.name, "index": 0, "token": token}
         try:
             run = _Run(job, self._get_server(), waiting)
             run.child = run.server.spawn(request, lambda _, receipt: self._ended(run, receipt), None, run.note)

@@ -34,6 +34,7 @@ from daemonkit.errors import DaemonkitError, StartError, UsageError
 from daemonkit.handover import Generation, Handover
 from daemonkit.loader import Loader, add_working_directory
 from daemonkit.master import requests
+from daemonkit.master.clustering import add_agent
 from daemonkit.master.consuming import add_consumer
 from daemonkit.master.keeper import Keeper
 from daemonkit.master.log import open_log
@@ -121,10 +122,15 @@ class _Image:
         script = _load(handover, signals, board)
         configuration = _with_script(handover, script, configuration)
         add_consumer(script, handover.name, configuration.options, sink)
+        page = add_agent(script, handover.name, configuration)
+        if page is not None:
+            self._handover = handover = handover._replace(page_fd=page.fd)
         parts = Parts(handover, configuration, self._pidfile, sink, signals, loop, board, timer, notifier)
         master = Master(parts, script, default)
         if script.needs_children:
             master.hire(lambda: self._give_back(parts, sock))
+        if page is not None:
+            master.join_cluster(page)
         self._server = control.Server(
             sock, loop, lambda message, client: requests.serve(master, message, client), self._socket_file
         )
@@ -278,6 +284,7 @@ def _configuration(handover: Handover, script: Mapping[str, Any]) -> config.Conf
         config_path=handover.config_path,
         cwd=handover.cwd,
         uid=handover.uid,
+        overlay=handover.overlay,
     )
 
 
@@ -354,6 +361,7 @@ def _serve_forks(handover: Handover) -> NoReturn:
         configuration = _with_script(handover, script, configuration)
         default.settings = configuration.settings
         add_consumer(script, handover.name, configuration.options, sink)
+        add_agent(script, handover.name, configuration, handover.page_fd)
         guard = server.guard_for(configuration.options.fork_guard, handover.listen_fds)
         guard.check()
         guard.in_child()

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from daemonkit import config, report
@@ -23,7 +24,10 @@ from daemonkit.master.upgrade import Upgrade
 from daemonkit.script import Script
 
 if TYPE_CHECKING:
+    from daemonkit.cluster.leadership import Page
+    from daemonkit.cluster.watching import Value
     from daemonkit.master.crew import Crew, Done
+    from daemonkit.master.leading import Leading
     from daemonkit.master.place import Place
 
 log = logging.getLogger("daemonkit")
@@ -54,6 +58,7 @@ class Master:
         self.configuration = parts.configuration
         self.upgrade = Upgrade(self)
         self.crew: Crew | None = None  # made, and loaded, only for a script that needs children
+        self.leading: Leading | None = None  # the same for one that is in a cluster
         self.ready_at: float | None = None  # seconds since the epoch; None: still starting
         self.exit_code = 0
         self._default = default
@@ -150,6 +155,7 @@ class Master:
                 config_path=handover.config_path,
                 cwd=handover.cwd,
                 uid=handover.uid,
+                overlay=handover.overlay,
             )
         except DaemonkitError as error:
             log.error("reload: %s; the old configuration stays", error)
@@ -219,6 +225,8 @@ class Master:
     def end_children(self) -> None:
         """Let workers and forked jobs finish what they have in hand, within graceful_timeout."""
         parts, stop = self.parts, self.parts.signals.stop
+        if self.leading:
+            self.leading.stop()
         if self.crew is None:
             return
         parts.timer.retire(self.script.jobs.values())
@@ -309,6 +317,30 @@ class Master:
 
         self.crew = Crew(self.parts, self.script, self._lost_essential)
         self.crew.fork(close)
+
+    def join_cluster(self, page: Page) -> None:
+        """Let jobs and workers depend on whether the daemon leads, which ``page`` tells."""
+        from daemonkit.master import leading
+
+        assert self.crew is not None
+        self.leading = leading.begin(self, page)
+
+    def take_value(self, number: int, value: Value) -> None:
+        """A value in the cluster has changed: of the script's ``watches``, or behind them of the configuration."""
+        if number < len(self.script.watches):
+            _, func = self.script.watches[number]
+            self.call(f"watch of {value.path}:", partial(func, value))
+            return
+        overlay, known = (
+            [] if value.data is None else [value.data.decode(errors="replace")],
+            self.parts.handover.overlay,
+        )
+        if overlay == known:
+            return
+        log.info("the configuration at %s in the cluster has changed", value.path)
+        before, known[:] = list(known), overlay  # the fork servers' images are handed it, too
+        if self.act_on(signal.SIGHUP):
+            known[:] = before
 
     def need_crew(self) -> Crew:
         """The crew; a script that has declared no children gets one whose fork server is a fresh image."""

@@ -5,6 +5,7 @@ What an event leads to in a state is one cell of a table.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import signal
@@ -106,9 +107,13 @@ class Place:
             return
         self.worker = server.workers.get(self.worker.name, self.worker)  # new code may have declared it anew
         self.life = life = Life(server)
-        request: Request = {"kind": "worker", "name": self.worker.name, "index": self.index}
+        token = self._workers.get_token() if self.worker.leader else 0
+        request: Request = {"kind": "worker", "name": self.worker.name, "index": self.index, "token": token}
+        opener = self._workers.openers.get(self.worker.name)
         try:
-            life.child = server.spawn(request, self._ended, self._started, self._noted)
+            with opener() if opener else contextlib.nullcontext() as given:
+                fds = [given.fileno()] if given else []
+                life.child = server.spawn(request, self._ended, self._started, self._noted, fds)
         except ForkServerLost:
             self.life = None  # there will be another
             if self._on_trial:

@@ -42,7 +42,10 @@ def serve(master: Master, message: Message, client: Client) -> None:
 def _status(master: Master, message: Message, client: Client) -> Answer:
     intact = master.parts.pidfile.is_intact() or master.parts.pidfile.restore()
     note = None if intact else "its PID file was replaced by another that somebody else holds"
-    return {"ok": True, **report.describe(master), "note": note}
+    if master.leading is None:
+        return {"ok": True, **report.describe(master), "note": note}
+    master.leading.ask(lambda _: client.answer({"ok": True, **report.describe(master), "note": note}))
+    return None
 
 
 def _jobs(master: Master, message: Message, client: Client) -> Answer:
@@ -53,6 +56,8 @@ def _trigger(master: Master, message: Message, client: Client) -> Answer:
     job = _job(master, message)
     if isinstance(job, dict):
         return job
+    if job.gate is not None and not job.gate():
+        return _outcome(f"job {job.name}: only the leader runs it, and this daemon does not lead; trigger it there")
     if job.launch is not None and master.crew:
         master.crew.jobs.trigger(job, lambda error: client.answer(_outcome(error and f"job {job.name}: {error}")))
         return None

@@ -7,12 +7,14 @@ later one, for new code or in place of one that was killed, is a fresh image tha
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import pickle
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypedDict
@@ -50,6 +52,7 @@ class Request(TypedDict):
     kind: str  # "worker", "job" or "background"
     name: str
     index: int  # of a worker; else 0
+    token: int  # of the leadership that it is started for; 0: of none
 
 
 def title(daemon: str, request: Request) -> str:
@@ -130,7 +133,9 @@ class Server:
                 _go_on(on_start, child)
 
         payload = json.dumps(request).encode()
-        made = self.children.spawn(payload, ended, started, fds, adopts=request["kind"] == "job")
+        kind = request["kind"]
+        closes = kind == "worker" and bool(fds)  # what it speaks over tells it of our end
+        made = self.children.spawn(payload, ended, started, fds, adopts=kind == "job", closes=closes)
         self.notes.listeners[made.id] = on_note
         self._watch()
         return made
@@ -265,7 +270,7 @@ def execute(loop: Loop, handover: Handover, on_lost: OnLost) -> Server:
     try:
         process = subprocess.Popen(
             handover.command(fd),
-            pass_fds=(fd, *fds, *handover.listen_fds),
+            pass_fds=(fd, *fds, *handover.listen_fds, *([handover.page_fd] if handover.page_fd >= 0 else [])),
             stdin=subprocess.DEVNULL,
             cwd=handover.cwd if os.path.isdir(handover.cwd) else None,
         )
@@ -328,7 +333,11 @@ class Entrance:
         if request["kind"] == "background":
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the program can act on it
             child.run(lambda: interpreter.become("daemonkit.processes.detached", message.fds), name, adopts=False)
-        be = self._job if request["kind"] == "job" else self._work
+        if request["token"]:
+            from daemonkit.cluster import leadership
+
+            leadership.begin(request["token"])
+        be = self._job if request["kind"] == "job" else functools.partial(self._work, message.fds)
         child.run(lambda: self._tell_failure(message.id, be, request), name, adopts=request["kind"] == "job")
 
     def _tell_failure(self, number: int, be: Callable[[int, Request], Any], request: Request) -> None:
@@ -337,6 +346,8 @@ class Entrance:
             for hook in self._script.handlers.get("fork", ()):
                 hook()
             be(number, request)
+            if outlet := sys.modules.get("daemonkit.cluster.outlet"):  # a session that is closed leaves nothing behind
+                outlet.close()
         except Exception as error:
             with contextlib.suppress(OSError):  # the master is gone, and so are we
                 self._notes.send(Note.FAILED, number, failure(error))
@@ -348,7 +359,7 @@ class Entrance:
             raise ScriptError(f"the new code has no job named {request['name']!r}; reexec the daemon")
         job.func()
 
-    def _work(self, number: int, request: Request) -> None:
+    def _work(self, fds: list[int], number: int, request: Request) -> None:
         worker = self._script.workers.get(request["name"])
         if worker is None:
             raise ScriptError(f"the new code has no worker named {request['name']!r}; reexec the daemon")
@@ -358,7 +369,10 @@ class Entrance:
             os.setpgid(0, 0)  # a terminal's ^C is the master's to act on, and an exec does not keep our handlers
             child.execute(worker.argv)
         flag = StopFlag(self._notes, number, worker)
-        worker.func(*(flag, request["index"])[: 2 if worker.wants_index else 1])
+        if worker.wants_fds:
+            worker.func(flag, fds)
+        else:
+            worker.func(*(flag, request["index"])[: 2 if worker.wants_index else 1])
 
 
 def failure(error: Exception) -> bytes:

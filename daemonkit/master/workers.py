@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import signal
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,6 +12,8 @@ from daemonkit.core.timer import Timer
 from daemonkit.master.place import Event, Place, Schedule, State
 from daemonkit.master.server import Server
 from daemonkit.processes.worker import Worker
+
+log = logging.getLogger("daemonkit")
 
 
 class Workers:
@@ -22,6 +27,11 @@ class Workers:
         self.server: Server | None = None  # that new processes come from
         self._places: dict[str, list[Place]] = {}
         self._beside: list[Place] = []  # on trial, or with a process that is to end
+        self.openers: dict[str, Callable[[], socket.socket]] = {}  # make what a worker's process is given, by its name
+        self.get_token: Callable[[], int] = lambda: 0  # of the leadership
+        self._leaders: dict[str, Worker] = {}  # that run only while the daemon leads
+        self._is_leading = False
+        self._parting: set[Place] = set()  # of the last leadership, on their way out
         self._on_quiet: list[Callable[[], None]] = []
         self._on_fatal = on_fatal
 
@@ -30,9 +40,26 @@ class Workers:
             yield from places
 
     def begin(self, workers: Mapping[str, Worker]) -> None:
-        """Start all that are declared."""
+        """Start all that are declared, but for those that wait until the daemon leads."""
         for worker in workers.values():
             self.scale(worker, worker.processes)
+
+    def begin_leaders(self) -> None:
+        """The daemon leads: start those that have waited for that, when those of its last leadership have ended."""
+        self._is_leading = True
+        if not self._parting:
+            for worker in self._leaders.values():
+                self._set_count(worker, worker.processes)
+
+    def end_leaders(self, within: float) -> None:
+        """The daemon leads no more: stop them, and kill those that are there ``within`` seconds."""
+        self._is_leading = False
+        leaving = [place for place in self if place.worker.leader]
+        for worker in self._leaders.values():
+            self._set_count(worker, 0)
+        self._parting |= {place for place in leaving if place.state is not State.IDLE}
+        if self._parting:
+            self.timer.once("end of the leader's workers", within, self._kill_parting)
 
     def resume(self) -> None:
         """Start again what ``stop`` has ended."""
@@ -61,6 +88,14 @@ class Workers:
 
     def scale(self, worker: Worker, count: int) -> None:
         """Have ``count`` processes of ``worker``; those with the highest index go first."""
+        if worker.leader:
+            self._leaders[worker.name] = worker = worker._replace(processes=count)
+            if not self._is_leading or self._parting:
+                self._places.setdefault(worker.name, [])
+                return
+        self._set_count(worker, count)
+
+    def _set_count(self, worker: Worker, count: int) -> None:
         places = self._places.setdefault(worker.name, [])
         leaving = places[count:]
         del places[count:]
@@ -77,10 +112,11 @@ class Workers:
         """How many places ``name`` has."""
         return len(self._places[name])
 
-    def stop(self) -> None:
-        """Stop all, at the same time."""
+    def stop(self, *, last: bool) -> None:
+        """Stop all, at the same time: those that are the ``last`` to go, or those that are not."""
         for place in [*self, *self._beside]:
-            place.stop()
+            if place.worker.is_last is last:
+                place.stop()
 
     def add_beside(self, place: Place) -> None:
         """A place that is none of the number, until it is idle."""
@@ -100,6 +136,10 @@ class Workers:
         """A place has become idle."""
         if place in self._beside:
             self._beside.remove(place)
+        if place in self._parting:
+            self._parting.discard(place)
+            if self._is_leading:
+                self.begin_leaders()
         self._tell_quiet()
 
     def when_quiet(self, func: Callable[[], None]) -> None:
@@ -115,6 +155,12 @@ class Workers:
     def describe(self) -> list[dict[str, Any]]:
         """One object a place, for ``status``."""
         return [place.describe() for place in [*self, *self._beside]]
+
+    def _kill_parting(self) -> None:
+        for place in self._parting:
+            if place.life is not None:
+                log.error("worker %s: killed: it has not ended before another may lead", place.name)
+                place.life.signal(signal.SIGKILL)
 
     def _tell_quiet(self) -> None:
         if not self._beside:

@@ -79,6 +79,7 @@ class Children:
         fds: Sequence[int] = (),
         *,
         adopts: bool = True,
+        closes: bool = False,
     ) -> Child:
         """Ask for a child that runs what ``payload`` means to the server's ``enter``; ``fds`` are copied to it.
 
@@ -88,6 +89,7 @@ class Children:
             on_start: called when it was forked.
             fds: 252 at most.
             adopts: ``enter`` makes it a subreaper (prctl(2)), so what it leaves behind ends with it.
+            closes: it has something to close when we are gone, and does so at once; it does not adopt.
 
         Raises:
             ForkServerLost: the server is gone.
@@ -95,7 +97,8 @@ class Children:
         """
         made = Child(self, next(self._ids), on_end, on_start)
         try:
-            self.wire.send(Kind.SPAWN if adopts else Kind.SPAWN_LASTING, made.id, payload, fds)
+            kind = Kind.SPAWN_CLOSING if closes else Kind.SPAWN if adopts else Kind.SPAWN_LASTING
+            self.wire.send(kind, made.id, payload, fds)
         except (BrokenPipeError, ConnectionResetError):
             raise ForkServerLost("fork a child: the fork server has ended") from None
         self._table[made.id] = made

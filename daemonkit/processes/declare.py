@@ -32,6 +32,7 @@ def worker(
     backoff: float | str = 1,
     max_backoff: float | str = 30,
     stop_schedule: str | None = None,
+    leader: bool = False,
 ) -> Worker:
     """Describe a worker.  Times are seconds, or text such as "90s", "5m".
 
@@ -52,6 +53,8 @@ def worker(
         backoff: wait before the second restart in the window, doubled for each further one,
         max_backoff: up to this.
         stop_schedule: signals and waits that stop it, as "TERM/30/KILL/5"; default: the configuration's.
+        leader: run it only while this daemon leads those of its name; when it does no more it is stopped, and killed
+            before another can lead.
 
     Raises:
         UsageError: a value that cannot be meant.
@@ -75,6 +78,7 @@ def worker(
             _share(recycle_jitter, f"{what}, recycle_jitter"),
         ),
         _restarts(what, max_restarts, restart_window, backoff, max_backoff),
+        leader=_flag(leader, f"{what}, leader"),
     )
 
 

@@ -42,7 +42,9 @@ MASTERS: Final = (
 _FIRST_PAUSE: Final = 0.01  # seconds after a fork that failed; doubled up to
 _LONGEST_PAUSE: Final = 1.0
 _AT_ONCE: Final = 256  # messages that are taken in before somebody else has his turn
+_CLOSING_TIME: Final = 0.06  # seconds that such a child has before it is killed with the rest
 _STATE: Final = struct.Struct("=i")
+_SPAWNS: Final = (1, 7, 8)  # of Kind
 
 
 class Kind:
@@ -58,6 +60,7 @@ class Kind:
     ENDED: Final = 5  # payload: the receipt
     DELAYED: Final = 6  # payload: errno of the fork that failed; it is tried again
     SPAWN_LASTING: Final = 7  # as SPAWN, a child that does not adopt its orphans: they are the server's, and may stay
+    SPAWN_CLOSING: Final = 8  # as SPAWN_LASTING, a child that has something to close when the server's maker is gone
 
 
 class ForkServer:
@@ -103,6 +106,7 @@ class ForkServer:
             code = 0
         except BaseException:  # noqa: BLE001 - told, and by the exit status; our caller's frames are not ours to unwind
             sys.excepthook(*sys.exc_info())
+        child.or_end(lambda: self._living.await_closing(_CLOSING_TIME))
         child.or_end(child.end_descendants)
         child.leave(code)
 
@@ -180,7 +184,7 @@ class ForkServer:
                 continue
             if message is None:
                 return
-            if message.kind in (Kind.SPAWN, Kind.SPAWN_LASTING):
+            if message.kind in _SPAWNS:
                 self._requests.append(message)
             elif message.kind == Kind.SIGNAL:
                 if not self._living.signal(message.id, number_in(message.payload)):
@@ -209,6 +213,8 @@ class ForkServer:
         self._requests.popleft()
         _close(message)
         self._living.add(message.id, pid, began, adopts=message.kind == Kind.SPAWN)
+        if message.kind == Kind.SPAWN_CLOSING:
+            self._living.closing.add(pid)
         self._wire.send(Kind.STARTED, message.id, _STATE.pack(pid))
 
     def _be_child(self, message: Message) -> NoReturn:
@@ -222,7 +228,7 @@ class ForkServer:
                 for other in self._requests:
                     _close(other)
                 self._requests.clear()
-            if message.kind == Kind.SPAWN_LASTING:
+            if message.kind != Kind.SPAWN:
                 os.environ[MARK] = mark(os.getppid(), message.id)
             self._enter(message)
         except BaseException:  # noqa: BLE001 - told, and by the exit status

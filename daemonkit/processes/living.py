@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import select
 import sys
 import time
 from typing import Final
@@ -30,6 +32,7 @@ class Living:
         self._by_pid: dict[int, _Child] = {}
         self._by_id: dict[int, _Child] = {}
         self._kills = MemoryKills()
+        self.closing: set[int] = set()  # PIDs of those that have something to close at the end
         self.sweep_at = math.inf  # when ``end_orphans`` is to be called (monotonic seconds)
 
     def add(self, number: int, pid: int, began: float, *, adopts: bool) -> None:
@@ -49,6 +52,7 @@ class Living:
         while (pid := _next_ended()) is not None:
             now = time.monotonic()
             made = self._by_pid.pop(pid, None)
+            self.closing.discard(pid)
             receipt = reap(pid, made.began if made else now, now, self._kills)
             if made is not None and receipt is not None:  # else it is an orphan of a child's
                 del self._by_id[made.id]
@@ -78,6 +82,15 @@ class Living:
             return False
         _kill(made.pid)
         return True
+
+    def await_closing(self, timeout: float) -> None:
+        """Wait for the end of those that have something to close, for ``timeout`` seconds at most."""
+        until = time.monotonic() + timeout
+        for pid in self.closing:  # ours, and not reaped: its number is its own
+            with contextlib.suppress(ProcessLookupError), open(os.pidfd_open(pid), "rb", buffering=0) as pidfd:
+                poll = select.poll()
+                poll.register(pidfd, select.POLLIN)
+                poll.poll(max(until - time.monotonic(), 0) * 1000)
 
     def end_orphans(self) -> None:
         """Kill what children have left that did not clean up themselves (row 25).

@@ -65,6 +65,9 @@ class Worker(NamedTuple):
     recycling: Recycling = Recycling()
     restarts: Restarts = Restarts()
     is_titled: bool = False  # its name is all of its title
+    leader: bool = False  # it runs only while the daemon leads
+    is_last: bool = False  # it is stopped when all others have ended
+    wants_fds: bool = False  # it is called with the flag and descriptors: see master.workers
 
     def title(self, index: int) -> str:
         """Of process ``index``, after the daemon's name."""

@@ -1,0 +1,242 @@
+"""The process that holds the daemon's session with the coordinator: ``NAME: cluster``.
+
+It tells the master what it needs to know, and no more; the master never waits for it.  When the master ends, so does
+the session, at once.  When this process is killed, the next one goes on with the session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from daemonkit.cluster.connect import connect
+from daemonkit.cluster.coordinator import Coordinator
+from daemonkit.cluster.election import Candidacy
+from daemonkit.cluster.leadership import Page
+from daemonkit.cluster.messages import UNIQUE, Report, Word, pack, pack_credentials, pack_value, unpack_credentials
+from daemonkit.cluster.recipe import boot_time
+from daemonkit.cluster.tree import Credentials, State
+from daemonkit.cluster.watching import Value
+from daemonkit.errors import DaemonkitError
+from daemonkit.processes.wire import Closed, Wire
+from daemonkit.processes.worker import Restarts, StopFlag, Worker
+
+log = logging.getLogger("daemonkit.cluster")
+
+_FIRST: Final = 0.2  # seconds until a coordinator that refuses is tried again; doubled
+_LONGEST: Final = 10.0  # up to this
+_LOOKS: Final = 8  # within the time that the leadership is sure for: that is to be prolonged on the page
+_SHORTEST: Final = 0.02  # seconds between them
+
+
+class Settings(NamedTuple):
+    """What the process has to know of the daemon."""
+
+    daemon: str  # its name: what is led, and the group of its peers
+    coordinator: str
+    stands: bool  # whether it is to be elected
+    watches: tuple[str, ...]  # paths
+    page: Page
+
+
+class Agent:
+    """One process, one session at a time."""
+
+    def __init__(self, settings: Settings, stop: StopFlag, wire: Wire) -> None:
+        """Nothing is connected before the master says so."""
+        self._settings = settings
+        self._stop = stop
+        self._wire = wire
+        self._coordinator: Coordinator | None = None
+        self._candidacy: Candidacy | None = None
+        self._told: tuple[Report, Credentials | None] = (Report(), None)
+        self._trouble = _Trouble()
+        self._is_attached = False
+        self._is_taking_over = False  # until it is known whether the leadership of another process goes on with us
+        self._unique = ""  # in the names of the daemon's nodes
+
+    def run(self) -> None:
+        """Hold the session until the flag is set, or the master has ended."""
+        with contextlib.suppress(Closed, BrokenPipeError, ConnectionResetError):
+            self._wire.send(Word.HELLO, os.getpid(), self._settings.coordinator.encode())
+            while not self._stop.is_set():
+                self._turn()
+        self._resign()
+
+    def _turn(self) -> None:
+        self._sleep_and_hear()
+        if not self._is_attached:
+            return
+        now = boot_time()
+        try:
+            if self._coordinator is None and now >= self._trouble.until:
+                self._connect(None)
+            if self._coordinator is not None and now >= self._trouble.until:
+                self._coordinator.dispatch()
+                self._trouble.end()
+        except DaemonkitError as error:
+            self._trouble.begin(str(error), now)
+        if self._coordinator is not None and self._coordinator.tree.state is State.REFUSED:
+            self._trouble.begin(self._coordinator.tree.error or "refused", now)
+            self._forget()
+        self._tell()
+
+    def _sleep_and_hear(self) -> None:
+        poll = select.poll()
+        for fd in (self._stop.fileno(), self._wire.fileno(), self._coordinator.fileno() if self._coordinator else -1):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        left = self._patience()
+        ready = {fd for fd, _ in poll.poll(None if left is None else left * 1000 + 0.999)}
+        if self._stop.fileno() in ready:
+            self._stop.drain()
+        if self._wire.fileno() in ready:
+            self._hear()
+
+    def _patience(self) -> float | None:
+        """Seconds that may be slept; None: until something comes."""
+        if not self._is_attached:
+            return None
+        now = boot_time()
+        due: list[float] = []
+        if self._trouble.until > now or self._coordinator is None:
+            due.append(self._trouble.until)
+        if self._candidacy is not None and self._coordinator is not None and self._told[0].role == "leader":
+            sure = self._coordinator.tree.valid_until
+            if sure != float("inf"):
+                due.append(now + max((sure - now) / _LOOKS, _SHORTEST))
+        return max(min(due) - now, 0.0) if due else None
+
+    def _hear(self) -> None:
+        while (message := self._wire.receive()) is not None:
+            if message.kind == Word.ATTACH:
+                self._is_attached = True
+                payload = bytes(message.payload)
+                self._unique = payload[:UNIQUE].decode()
+                with self._trouble.noted():
+                    self._connect(unpack_credentials(payload[UNIQUE:], message.fds))
+                for fd in message.fds:
+                    os.close(fd)
+                self._stop.ready()
+                self._tell()
+            elif message.kind == Word.LEAVE:
+                self._is_attached = False
+                self._let_go()
+                self._wire.send(Word.LEFT, os.getpid())
+            elif message.kind == Word.ASK:
+                self._answer()
+
+    def _connect(self, credentials: Credentials | None) -> None:
+        settings = self._settings
+        self._coordinator = made = connect(settings.coordinator, settings.daemon, credentials)
+        self._candidacy = made.elect(settings.daemon, unique=self._unique) if settings.stands else None
+        made.join(group=settings.daemon, wait=False, unique=self._unique)
+        self._is_taking_over = credentials is not None
+        for number, path in enumerate(settings.watches):
+            made.watch(path, self._teller(number))
+
+    def _teller(self, number: int) -> Callable[[Value], None]:
+        return lambda value: self._wire.send(Word.VALUE, number, pack_value(value))
+
+    def _tell(self) -> None:
+        """Let page and master know what has changed: first of all that we lead no more."""
+        coordinator, candidacy = self._coordinator, self._candidacy
+        tree = coordinator.tree if coordinator else None
+        leads = candidacy is not None and candidacy.is_held
+        if self._is_taking_over and tree is not None and candidacy is not None:
+            is_known = tree.state is State.CONNECTED and not candidacy.is_due
+            self._is_taking_over = not is_known and tree.state in (State.CONNECTING, State.CONNECTED)
+        if tree is not None and not leads and not self._is_taking_over:
+            self._settings.page.revoke()
+        credentials = tree.credentials() if tree else None
+        if credentials is not None and credentials[:2] != (self._told[1] or ("", ""))[:2]:
+            self._wire.send(Word.SESSION, os.getpid(), pack_credentials(credentials), list(credentials.fds))
+            self._told = self._told[0], credentials
+        if tree is not None and candidacy is not None and leads:
+            self._settings.page.grant(candidacy.token, tree.valid_until)
+        report = self._report()
+        if report != self._told[0]:
+            self._told = report, self._told[1]
+            self._wire.send(Word.REPORT, os.getpid(), pack(report))
+
+    def _report(self) -> Report:
+        tree = self._coordinator.tree if self._coordinator else None
+        leads = self._candidacy is not None and self._candidacy.is_held
+        return Report(
+            "member" if not self._settings.stands else "leader" if leads else "follower",
+            self._candidacy.token if self._candidacy is not None and leads else 0,
+            tree.state.value if tree else "connecting",
+            tree.session if tree else "",
+            self._trouble.words or (tree.error if tree else None),
+        )
+
+    def _answer(self) -> None:
+        report = self._report()._replace(is_answer=True)
+        coordinator = self._coordinator
+        if coordinator is not None and coordinator.tree.state is State.CONNECTED:
+            with contextlib.suppress(DaemonkitError):  # what is known without them is told
+                leader = coordinator.leader(self._settings.daemon) if self._settings.stands else None
+                peers = tuple(each._asdict() for each in coordinator.members(self._settings.daemon))
+                report = report._replace(leader=leader and leader._asdict(), peers=peers)
+        self._wire.send(Word.REPORT, os.getpid(), pack(report))
+
+    def _let_go(self) -> None:
+        """End nothing: the session lives on in another process."""
+        if self._coordinator is not None:
+            self._coordinator.tree.leave()
+        self._coordinator = self._candidacy = None
+        self._told = Report(), None
+
+    def _forget(self) -> None:
+        """It is no use; another will be tried."""
+        if self._coordinator is not None:
+            self._coordinator.close()
+        self._coordinator = self._candidacy = None
+
+    def _resign(self) -> None:
+        if self._coordinator is not None:
+            self._settings.page.revoke()
+            self._coordinator.close()
+
+
+class _Trouble:
+    """What keeps us from the coordinator, and when it is tried again."""
+
+    def __init__(self) -> None:
+        self.words: str | None = None
+        self.until = 0.0
+        self._pause = 0.0
+
+    def begin(self, words: str, now: float) -> None:
+        if words != self.words:
+            log.error("%s; tried again until it can be done", words)
+        self.words = words
+        self._pause = min(self._pause * 2, _LONGEST) if self._pause else _FIRST
+        self.until = now + self._pause
+
+    def end(self) -> None:
+        self.words, self._pause, self.until = None, 0.0, 0.0
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        try:
+            yield
+        except DaemonkitError as error:
+            self.begin(str(error), boot_time())
+
+
+def worker(settings: Settings) -> Worker:
+    """The worker whose one process that is."""
+
+    def hold(stop: StopFlag, fds: list[int]) -> None:
+        with socket.socket(fileno=fds[0]) as sock:
+            sock.setblocking(False)
+            Agent(settings, stop, Wire(sock)).run()
+
+    restarts = Restarts(most=2**31, backoff=0.5, longest=10.0)
+    return Worker("cluster", hold, readiness=True, is_titled=True, is_last=True, wants_fds=True, restarts=restarts)
