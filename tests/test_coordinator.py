@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness import PATIENCE
-from zookeeper import Ensemble, ensemble
+from zookeeper import LOCAL, Ensemble, ensemble
 
 from daemonkit.cluster.connect import connect as connect_to
 from daemonkit.cluster.coordinator import Coordinator
@@ -27,7 +27,7 @@ SHORT = 0.05  # seconds in which nothing is to happen
 
 @pytest.fixture(scope="session")
 def zookeeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ensemble]:
-    with ensemble(tmp_path_factory.mktemp("zookeeper"), 1) as servers:
+    with ensemble(tmp_path_factory.mktemp("zookeeper"), LOCAL) as servers:
         yield servers
 
 

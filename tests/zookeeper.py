@@ -20,6 +20,7 @@ from daemonkit.core.inotify import SLEEP, wait_until
 
 MAIN = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
 JAR = "/usr/share/java/zookeeper.jar"
+LOCAL = ("127.0.0.1",)
 _REPLY = 0.5  # seconds
 TICK = 200  # milliseconds: a session's time-out is two ticks at least
 # A small and short-lived JVM: no second compiler, one collector.
@@ -29,12 +30,11 @@ _JAVA = ("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx128m", "-Xs
 class Server:
     """One server."""
 
-    def __init__(self, path: Path, number: int, port: int, others: Sequence[str], settings: Sequence[str]) -> None:
-        """Its files are in ``path``; nothing runs yet."""
+    def __init__(self, path: Path, number: int, address: tuple[str, int], more: Sequence[str]) -> None:
+        """Its files are in ``path``, and its clients come to ``address``; nothing runs yet."""
         path.mkdir()
         self.path = path
-        self.number = number
-        self.port = port
+        self.host, self.port = address
         self.pid = 0
         (path / "myid").write_text(f"{number}\n")
         lines = [
@@ -42,14 +42,13 @@ class Server:
             "initLimit=50",
             "syncLimit=10",
             f"dataDir={path}",
-            f"clientPort={port}",
-            "clientPortAddress=127.0.0.1",
+            f"clientPort={self.port}",
+            f"clientPortAddress={self.host}",
             "admin.enableServer=false",
             "4lw.commands.whitelist=*",
             "maxClientCnxns=0",
             "forceSync=no",
-            *others,
-            *settings,
+            *more,
         ]
         (path / "zoo.cfg").write_text("\n".join(lines) + "\n")
 
@@ -91,7 +90,7 @@ class Server:
 
         One that is only just starting accepts connections that it then forgets.
         """
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), _REPLY) as sock:
+        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), _REPLY) as sock:
             sock.sendall(word.encode())
             answer = b""
             while data := sock.recv(65536):
@@ -116,18 +115,23 @@ class Server:
 class Ensemble:
     """One server, or several that elect a leader."""
 
-    def __init__(self, path: Path, count: int = 3, settings: Sequence[str] = ()) -> None:
-        """Their files are in directories below ``path``; ``settings`` are lines of zoo.cfg."""
+    def __init__(self, path: Path, hosts: Sequence[str] = LOCAL * 3, settings: Sequence[str] = ()) -> None:
+        """One on each of ``hosts``, files in directories below ``path``; ``settings`` are lines of zoo.cfg."""
+        count = len(hosts)
         ports = free_ports(3 * count)
+        numbered = list(enumerate(hosts))
         others = [
-            f"server.{n + 1}=127.0.0.1:{ports[count + n]}:{ports[2 * count + n]}" for n in range(count) if count > 1
+            f"server.{n + 1}={host}:{ports[count + n]}:{ports[2 * count + n]}" for n, host in numbered if count > 1
         ]
-        self.servers = [Server(path / f"zk{n + 1}", n + 1, ports[n], others, settings) for n in range(count)]
+        self.prefixes: dict[str, Sequence[str]] = {}  # before the command of a server on that host
+        self.servers = [
+            Server(path / f"zk{n + 1}", n + 1, (host, ports[n]), [*others, *settings]) for n, host in numbered
+        ]
 
     @property
     def hosts(self) -> str:
         """As in a URL."""
-        return ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
+        return ",".join(f"{server.host}:{server.port}" for server in self.servers)
 
     def url(self, chroot: str = "", **options: object) -> str:
         """A coordinator's."""
@@ -137,7 +141,7 @@ class Ensemble:
     def start(self) -> None:
         """Start all, and return when they serve."""
         for server in self.servers:
-            server.start()
+            server.start(self.prefixes.get(server.host, ()))
         for server in self.servers:
             server.await_ready()
 
@@ -152,14 +156,64 @@ class Ensemble:
 
 
 @contextlib.contextmanager
-def ensemble(path: Path, count: int = 3, settings: Sequence[str] = ()) -> Iterator[Ensemble]:
+def ensemble(path: Path, hosts: Sequence[str] = LOCAL * 3, settings: Sequence[str] = ()) -> Iterator[Ensemble]:
     """Servers that end with the block."""
-    made = Ensemble(path, count, settings)
+    made = Ensemble(path, hosts, settings)
     try:
         made.start()
         yield made
     finally:
         made.close()
+
+
+class Network:
+    """A network name space with one cable to us (ip-netns(8), veth(4)), which can be pulled."""
+
+    def __init__(self) -> None:
+        """Make it."""
+        number = os.getpid() % 200, random.SystemRandom().randrange(60) * 4
+        self.ours, self.theirs = (f"10.{number[0] + 20}.{number[1]}.{n}" for n in (1, 2))
+        self.name = f"dk{os.getpid()}n{number[1]}"
+        self.cable = f"dk{os.getpid()}"
+        _ip("netns", "add", self.name)
+        _ip("link", "add", self.cable, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+        _ip("addr", "add", f"{self.ours}/30", "dev", self.cable)
+        _ip("-n", self.name, "addr", "add", f"{self.theirs}/30", "dev", "eth0")
+        _ip("-n", self.name, "link", "set", "eth0", "up")
+        _ip("-n", self.name, "link", "set", "lo", "up")
+        self.heal()
+
+    @property
+    def prefix(self) -> list[str]:
+        """Before a command that is to run in there."""
+        return ["ip", "netns", "exec", self.name]
+
+    def cut(self) -> None:
+        """Pull the cable."""
+        _ip("link", "set", self.cable, "down")
+
+    def heal(self) -> None:
+        """Plug it in."""
+        _ip("link", "set", self.cable, "up")
+
+    def close(self) -> None:
+        """Remove it."""
+        _ip("link", "del", self.cable)
+        _ip("netns", "del", self.name)
+
+
+def session_password(session: str) -> bytes:
+    """Its password, which the servers compute (ZooKeeperServer.generatePasswd, java.util.Random)."""
+    seed = ((int(session, 16) ^ 0xB3415C00) ^ 0x5DEECE66D) & ((1 << 48) - 1)
+    found = b""
+    while len(found) < 16:
+        seed = (seed * 0x5DEECE66D + 0xB) & ((1 << 48) - 1)
+        found += (seed >> 16 & 0xFFFFFFFF).to_bytes(4, "little")
+    return found
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,0 +1,459 @@
+"""One daemon of many leads, whatever happens to it, to its servers, and to the network between them (row 34)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from harness import PATIENCE, Box, await_end
+from zookeeper import LOCAL, Ensemble, Network, ensemble, session_password
+
+from daemonkit.cluster.connect import connect
+from daemonkit.core.inotify import wait_until
+
+SESSION = 2.0  # seconds
+BEAT = 0.05  # seconds between two writes of a leader
+AT_ONCE = 0.3  # seconds: a hand-over that waits for no time-out
+SLACK = 1.5  # seconds that a busy machine may take for more than that
+LEADER = """
+import fcntl
+from daemonkit import current_leadership
+
+def write(what):
+    with open("WITNESS", "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        lines = file.read().splitlines()
+        last = max((int(line.split()[1]) for line in lines), default=0)
+        token = current_leadership.token
+        verdict = "accepted" if token >= last else "refused"
+        file.write(f"{verdict} {token} {what} HOST {time.monotonic()}\\n")
+
+@every(BEAT, leader=True)
+def act():
+    write("act")
+"""
+
+
+class Write(NamedTuple):
+    """What a leader has written, or tried to."""
+
+    verdict: str
+    token: int
+    what: str
+    host: str
+    at: float  # monotonic seconds
+
+
+class Host(Box):
+    """A daemon's own box: as good as a machine of its own."""
+
+    def __init__(self, path: Path, witness: Path, coordinator: str, network: Network | None = None) -> None:
+        path.mkdir()
+        super().__init__(path)
+        self.name = path.name
+        self.network = network
+        self._witness = witness
+        self.environ["DAEMONKIT_COORDINATOR"] = coordinator
+
+    def command(self, *args: str | Path) -> list[str]:
+        return [*(self.network.prefix if self.network else ()), *super().command(*args)]
+
+    def lead(self, more: str = "", *args: str) -> int:
+        """Start a daemon that leads if it may; return its PID."""
+        text = LEADER.replace("WITNESS", str(self._witness)).replace("HOST", self.name).replace("BEAT", str(BEAT))
+        return self.start(text + more, *args)
+
+    @property
+    def cluster(self) -> dict[str, Any]:
+        """Its place in the cluster, as it sees it."""
+        found = self.status()["cluster"]
+        assert isinstance(found, dict)
+        return found
+
+    def child(self, name: str) -> int:
+        """The PID of one of its processes."""
+        return int(next(each["pid"] for each in self.status()["children"] if each["name"] == name))
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to the daemon and all below it."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+class Cluster:
+    """Hosts, and a witness that accepts the writes of leaders in the order of their tokens alone."""
+
+    def __init__(self, path: Path, coordinator: str) -> None:
+        self.path = path
+        self.witness = path / "witness"
+        self.witness.touch()
+        self.coordinator = coordinator
+        self.hosts: list[Host] = []
+
+    def host(self, coordinator: str | None = None, network: Network | None = None) -> Host:
+        """One host more."""
+        name = f"h{len(self.hosts)}"
+        self.hosts.append(Host(self.path / name, self.witness, coordinator or self.coordinator, network))
+        return self.hosts[-1]
+
+    def writes(self) -> list[Write]:
+        found = []
+        for line in self.witness.read_text().splitlines():
+            verdict, token, what, host, at = line.split()
+            found.append(Write(verdict, int(token), what, host, float(at)))
+        return found
+
+    def await_writes(self, look: Callable[[list[Write]], bool]) -> list[Write]:
+        """Sleep until ``look`` is true of what was written."""
+        found = wait_until(str(self.path), lambda: writes if look(writes := self.writes()) else None, PATIENCE)
+        assert found is not None, self.witness.read_text()[-2000:]
+        return found
+
+    def await_leader(self, *hosts: Host, after: float = 0.0) -> Host:
+        """Sleep until one of ``hosts`` has acted as the leader, later than ``after``."""
+        names = {host.name for host in hosts or self.hosts}
+        writes = self.await_writes(lambda all: any(each.host in names and each.at > after for each in all))
+        last = next(each for each in reversed(writes) if each.host in names)
+        return next(host for host in self.hosts if host.name == last.host)
+
+    def gap(self, old: Host, new: Host) -> float:
+        """Seconds from the last write of one leader to the first of the next."""
+        writes = self.writes()
+        last = max(each.at for each in writes if each.host == old.name)
+        return min(each.at for each in writes if each.host == new.name and each.at > last) - last
+
+    def check(self) -> None:
+        """Nobody has ever acted beside another, nor after him with an older token."""
+        writes = self.writes()
+        assert [each for each in writes if each.verdict == "refused"] == []
+        owners: dict[int, str] = {}
+        for each in writes:
+            assert owners.setdefault(each.token, each.host) == each.host
+
+    def close(self) -> None:
+        with contextlib.ExitStack() as stack:
+            for host in self.hosts:
+                stack.callback(host.close)
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ensemble]:
+    """Three servers that no test harms."""
+    with ensemble(tmp_path_factory.mktemp("zookeeper")) as made:
+        yield made
+
+
+@pytest.fixture(params=["local", "zookeeper"])
+def coordinator(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A coordinator's URL, where nobody leads."""
+    if request.param == "local":
+        return f"local:{tmp_path}/cluster"
+    return url(request.getfixturevalue("servers"), tmp_path)
+
+
+def url(servers: Ensemble, path: Path, session: float = SESSION) -> str:
+    """Of a chroot of our own."""
+    with connect(servers.url()) as made:
+        made.set(f"/{path.name}", b"")
+    return servers.url(f"/{path.name}", session_timeout=session)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[[str], Cluster]]:
+    made: list[Cluster] = []
+
+    def make(coordinator: str) -> Cluster:
+        made.append(Cluster(tmp_path, coordinator))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+Make = Callable[[str], Cluster]
+
+
+def others(cluster: Cluster, *hosts: Host) -> list[Host]:
+    return [host for host in cluster.hosts if host not in hosts]
+
+
+def start(cluster: Cluster, count: int, more: str = "", *args: str) -> Host:
+    """Start so many hosts; return the one that leads."""
+    for _ in range(count):
+        cluster.host().lead(more, *args)
+    return cluster.await_leader()
+
+
+def test_one_leads_and_a_clean_stop_hands_over_at_once(coordinator: str, make: Make) -> None:
+    cluster = make(coordinator)
+    hooks = """
+@on("leader")
+def led():
+    log.info("begins to lead")
+
+@on("follower")
+def followed():
+    log.info("ceases to lead")
+
+@worker(leader=True)
+def crunch(stop):
+    log.info("crunch %d", current_leadership.token)
+    while not stop.wait(60):
+        pass
+    write("last")
+"""
+    first = start(cluster, 3, hooks)
+    mine = first.cluster
+    assert (mine["role"], mine["state"], len(mine["peers"])) == ("leader", "connected", 3)
+    assert mine["token"] == cluster.writes()[-1].token
+    for other in others(cluster, first):
+        theirs = other.cluster
+        assert (theirs["role"], theirs["token"], theirs["leader"]["token"]) == ("follower", None, mine["token"])
+        assert other.job("act")["state"] == "standby"
+        refused = other.call("trigger", "beat", "act")
+        assert refused.returncode == 1
+        assert "only the leader runs it, and this daemon does not lead" in refused.stderr
+    text = first.call("status", "beat").stdout
+    assert f"cluster: leader, token {mine['token']}, session {mine['session']}, connected" in text
+    first.await_log(f"crunch {mine['token']}")
+    titles = first.processes().values()
+    assert sum(title.strip() == "beat: cluster" for title in titles) == 1
+    assert first.call("kill", "beat").returncode == 0
+    second = cluster.await_leader(*others(cluster, first))
+    assert cluster.gap(first, second) < SLACK
+    log = first.log.read_text()
+    assert log.count("begins to lead") == log.count("ceases to lead") == 1
+    # Its worker's last write, made after it was told to stop, was still the leader's.
+    assert [each.what for each in cluster.writes() if each.host == first.name][-1] == "last"
+    assert second.cluster["token"] > mine["token"]
+    cluster.check()
+
+
+def test_the_death_of_the_master_alone_hands_over_at_once(coordinator: str, make: Make) -> None:
+    cluster = make(coordinator)
+    first = start(cluster, 2)
+    os.kill(first.pid() or 0, signal.SIGKILL)
+    second = cluster.await_leader(*others(cluster, first))
+    assert cluster.gap(first, second) < AT_ONCE + SLACK / 2  # far from a session's time-out
+    for pid in first.processes():
+        await_end(pid)
+    cluster.check()
+
+
+def test_the_death_of_the_process_with_the_session_changes_no_leadership(coordinator: str, make: Make) -> None:
+    cluster = make(coordinator)
+    first = start(cluster, 2)
+    token, session = first.cluster["token"], first.cluster["session"]
+    killed = first.child("cluster")
+    os.kill(killed, signal.SIGKILL)
+    at = time.monotonic()
+    cluster.await_writes(lambda all: all[-1].at > at + 1.5 * SESSION)  # nobody has given it up meanwhile
+    assert {each.token for each in cluster.writes()} == {token}
+    after = first.cluster
+    assert (after["role"], after["token"], after["session"]) == ("leader", token, session)
+    assert first.child("cluster") != killed
+    assert first.call("reload", "beat").returncode == 0  # which replaces it, too
+    assert first.cluster["token"] == token
+    at = time.monotonic()
+    cluster.await_writes(lambda all: all[-1].at > at + 1)
+    assert {each.token for each in cluster.writes()} == {token}
+    cluster.check()
+
+
+def test_the_death_of_all_its_processes_hands_over_when_the_session_is_over(coordinator: str, make: Make) -> None:
+    cluster = make(coordinator)
+    first = start(cluster, 2)
+    first.signal_all(signal.SIGKILL)
+    second = cluster.await_leader(*others(cluster, first))
+    assert cluster.gap(first, second) < SESSION * 1.5 + SLACK
+    cluster.check()
+
+
+def test_a_leader_that_was_stopped_past_its_session_acts_no_more_when_it_goes_on(
+    servers: Ensemble, tmp_path: Path, make: Make
+) -> None:
+    cluster = make(url(servers, tmp_path))
+    more = "@worker(leader=True)\ndef crunch(stop):\n    while True:\n        time.sleep(0.01)\n"
+    first = start(cluster, 2, more, "--graceful-timeout", "60")
+    crunch = first.child("worker crunch-0")
+    first.signal_all(signal.SIGSTOP)
+    second = cluster.await_leader(*others(cluster, first))
+    at = time.monotonic()
+    first.signal_all(signal.SIGCONT)
+    await_end(crunch)  # killed: its leadership was over long before it could be asked to end
+    first.await_log("leads no more")
+    cluster.await_writes(lambda all: all[-1].at > at + 1)
+    assert {each.host for each in cluster.writes() if each.at > at} == {second.name}
+    assert first.cluster["role"] == "follower"
+    cluster.check()
+
+
+def test_a_leader_whose_process_with_the_session_hangs_stops_before_another_may_lead(
+    servers: Ensemble, tmp_path: Path, make: Make
+) -> None:
+    cluster = make(url(servers, tmp_path))
+    first = start(cluster, 2)
+    agent = first.child("cluster")
+    os.kill(agent, signal.SIGSTOP)
+    second = cluster.await_leader(*others(cluster, first))
+    assert cluster.gap(first, second) > 0
+    assert "its time was up" in first.log.read_text()
+    os.kill(agent, signal.SIGCONT)
+    assert wait_until(str(first.path), lambda: first.cluster["state"] == "connected" or None, PATIENCE)
+    cluster.check()
+
+
+def test_a_session_that_the_servers_end_is_another_ones_leadership(
+    servers: Ensemble, tmp_path: Path, make: Make
+) -> None:
+    from kazoo.client import KazooClient
+
+    cluster = make(url(servers, tmp_path, 10))
+    first = start(cluster, 2)
+    mine = first.cluster
+    number = int(mine["session"], 16)
+    thief = KazooClient(servers.hosts, client_id=(number - (number >> 63 << 64), session_password(mine["session"])))
+    thief.start()
+    assert thief.client_id[0] & (1 << 64) - 1 == number
+    thief.stop()
+    thief.close()
+    second = cluster.await_leader(*others(cluster, first))
+    assert second.cluster["token"] > mine["token"]
+    first.await_log("leads no more")
+    assert cluster.gap(first, second) < SLACK + AT_ONCE
+    cluster.check()
+
+
+def test_a_leader_that_is_cut_off_stops_before_its_successor_begins(tmp_path: Path, make: Make) -> None:
+    with contextlib.closing(Network()) as network, ensemble(tmp_path, (network.ours,) * 3) as servers:
+        cluster = make(servers.url(session_timeout=SESSION))
+        first = cluster.host(network=network)
+        first.lead()
+        cluster.await_leader()
+        cluster.host().lead()
+        network.cut()
+        second = cluster.await_leader(*others(cluster, first))
+        assert 0 < cluster.gap(first, second) < SESSION * 2 + SLACK
+        network.heal()
+        first.await_log("leads no more")
+        wait_until(str(first.path), lambda: first.cluster["state"] == "connected" or None, PATIENCE)
+        cluster.await_writes(lambda all: all[-1].at > time.monotonic() - BEAT * 4)
+        assert first.cluster["role"] == "follower"
+        cluster.check()
+        cluster.close()
+
+
+def test_a_leader_that_is_cut_off_with_a_server_of_its_own_stops_as_well(tmp_path: Path, make: Make) -> None:
+    """The server, in the minority, goes on answering its clients for a while: longer than the session lasts."""
+    with contextlib.closing(Network()) as network:
+        servers = Ensemble(tmp_path, (network.ours, network.ours, network.theirs), ["syncLimit=40"])
+        servers.prefixes[network.theirs] = network.prefix
+        try:
+            servers.start()
+            if servers.servers[2].mode == "leader":  # let one of the majority lead
+                servers.servers[2].kill()
+                servers.servers[0].await_ready()
+                servers.servers[2].start(network.prefix)
+                servers.servers[2].await_ready()
+            cluster = make(f"zookeeper://{network.theirs}:{servers.servers[2].port}?session_timeout=1")
+            first = cluster.host(network=network)
+            first.lead()
+            cluster.await_leader()
+            majority = ",".join(f"{each.host}:{each.port}" for each in servers.servers[:2])
+            cluster.host(f"zookeeper://{majority}?session_timeout=1").lead()
+            network.cut()
+            second = cluster.await_leader(*others(cluster, first))
+            assert cluster.gap(first, second) > 0
+            network.heal()
+            cluster.check()
+            cluster.close()
+        finally:
+            servers.close()
+
+
+def test_servers_are_lost_one_and_two_and_all_come_back(tmp_path: Path, make: Make) -> None:
+    with ensemble(tmp_path) as servers:
+        cluster = make(servers.url(session_timeout=SESSION))
+        start(cluster, 2)
+        lost = servers.leader()
+        lost.kill()
+        at = time.monotonic()
+        cluster.await_writes(lambda all: all[-1].at > at + 2 * SESSION)  # two of three are enough
+        other = next(each for each in servers.servers if each.pid)
+        other.kill()
+        at = time.monotonic()
+        for host in cluster.hosts:  # one of three is not: nobody leads
+            assert wait_until(str(host.path), lambda host=host: host.cluster["role"] == "follower" or None, PATIENCE)
+        silent = time.monotonic()
+        assert max(each.at for each in cluster.writes()) < silent
+        assert max(each.at for each in cluster.writes()) < at + SESSION
+        for server in (other, lost):
+            server.start()
+        cluster.await_leader(after=silent)
+        cluster.check()
+        cluster.close()
+
+
+def test_without_a_server_the_daemon_starts_and_says_so_and_leads_when_there_is_one(tmp_path: Path, make: Make) -> None:
+    servers = Ensemble(tmp_path, LOCAL)
+    cluster = make(servers.url(session_timeout=SESSION))
+    host = cluster.host()
+    host.lead()
+    said = wait_until(str(host.path), lambda: host.cluster if host.cluster["error"] else None, PATIENCE)
+    assert said is not None
+    assert (said["role"], said["state"]) == ("follower", "connecting")
+    assert said["error"].startswith(f"reach {cluster.coordinator}: Connection dropped: socket connection error")
+    assert said["error"] in host.call("status", "beat").stdout
+    try:
+        servers.start()
+        cluster.await_leader()
+    finally:
+        cluster.close()
+        servers.close()
+
+
+@pytest.mark.parametrize("count", [50, 500])
+def test_of_many_candidates_one_is_woken_when_the_leader_goes(servers: Ensemble, tmp_path: Path, count: int) -> None:
+    sessions = [connect(url(servers, tmp_path, 20)) for _ in range(count if count <= 50 else 20)]
+    try:
+        candidates = []
+        for n in range(count):
+            session = sessions[n % len(sessions)]
+            candidates.append(session.elect("job"))
+            session.dispatch()
+            if session.tree.state.value != "connected":
+                session.join(group=str(n))  # waits for the connection
+        for each in sessions:
+            each.dispatch()
+        assert [each.is_held for each in candidates] == [True] + [False] * (count - 1)
+        tokens = [each.token for each in candidates]
+        assert tokens == sorted(tokens)
+        told = sum(int(_packets(server)) for server in servers.servers)
+        woken: list[int] = []
+        for n, each in enumerate(candidates):
+            each.touch = lambda n=n, touch=each.touch: (woken.append(n), touch())  # type: ignore[method-assign]
+        sessions[0].resign(candidates[0])
+        until = time.monotonic() + PATIENCE
+        while not candidates[1].is_held:
+            assert time.monotonic() < until
+            sessions[1].wait(PATIENCE)
+        for each in sessions:
+            each.wait(0.001)
+        assert sum(each.is_held for each in candidates) == 1
+        # Each server answers three questions of ours; the rest are the few of one hand-over.
+        assert sum(int(_packets(server)) for server in servers.servers) - told < 40
+    finally:
+        for each in sessions:
+            each.close()
+
+
+def _packets(server: Any) -> str:
+    return next(line.split("\t")[1] for line in server.ask("mntr").splitlines() if line.startswith("zk_packets_sent"))
