@@ -34,6 +34,7 @@ COMMANDS = {
     "timetable": "Show when each job of a script would run.",
     "unit": "Print a systemd unit or an init script for a script.",
     "queue": "The tasks of a broker, by hand: look, put, kick, bury, delete, pause, move.",
+    "cluster": "The cluster, by hand: who leads, who is there, who has which lock, what is configured.",
     "ipc": "System V objects that daemonkit has made: list them, remove those of the dead.",
 }
 ALIASES = {"stop": "kill"}

@@ -16,6 +16,7 @@ class Hold:
         """Use ``Coordinator.lock`` or ``semaphore``."""
         self.name = name
         self.token = contender.token  # a fencing number: higher than that of whoever had the lock before
+        self.session = contender.tree.session
         self._contender: Contender | None = contender
         self._forget = forget
 

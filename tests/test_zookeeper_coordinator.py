@@ -1,0 +1,215 @@
+"""What only ZooKeeper has: URLs, users, ACLs, chroots, and sessions that are lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import PATIENCE
+from zookeeper import LOCAL, Ensemble, ensemble
+
+from daemonkit.cluster import address
+from daemonkit.cluster.connect import check, connect
+from daemonkit.cluster.coordinator import Coordinator
+from daemonkit.cluster.recipe import boot_time
+from daemonkit.cluster.tree import State
+from daemonkit.errors import CoordinatorError, MissingLibrary, UsageError
+
+SESSION = 1.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ensemble]:
+    with ensemble(tmp_path_factory.mktemp("zookeeper"), LOCAL) as made:
+        yield made
+
+
+Open = Callable[[str], Coordinator]
+
+
+@pytest.fixture
+def opened() -> Iterator[Open]:
+    made: list[Coordinator] = []
+
+    def opened(url: str) -> Coordinator:
+        made.append(connect(url))
+        return made[-1]
+
+    yield opened
+    for each in made:
+        each.close()
+
+
+def named(servers: Ensemble, user: str, path: str = "", **options: object) -> str:
+    return servers.url(path, **options).replace("//", f"//{user}@")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("local", "there are: local, zookeeper:"),
+        ("zokeeper://h", "did you mean zookeeper:?"),
+        ("local:cluster", "a path that begins with /"),
+        ("local:/x?y=1", "and nothing else"),
+        ("zookeeper:h1", "zookeeper://HOST"),
+        ("zookeeper://", "'' is no HOST"),
+        ("zookeeper://h1,,h2", "'' is no HOST"),
+        ("zookeeper://h1:0", "'h1:0' is no HOST"),
+        ("zookeeper://h1:x/y", "'h1:x' is no HOST"),
+        ("zookeeper://h1/a//b", "no part of it may be empty"),
+        ("zookeeper://user@h1", "USER:PASSWORD"),
+        ("zookeeper://h1?sesion_timeout=3", "did you mean session_timeout?"),
+        ("zookeeper://h1?session_timeout=0", "session_timeout"),
+        ("zookeeper://h1?session_timeout=", "has no value"),
+        ("zookeeper://h1?tls=maybe", "none of no, yes"),
+        ("zookeeper://h1?ca=/x", "are for tls=yes"),
+        ("zookeeper://h1?tls=yes&key=/x", "which is missing"),
+        ("zookeeper://h1?acl=creator", "needs a USER:PASSWORD@"),
+        ("zookeeper://h1?auth=sasl", "USER:PASSWORD@ before the hosts"),
+        ("zookeeper://u:secret@h1?namespace=a/b", "without /"),
+    ],
+)
+def test_a_url_that_cannot_be_meant_is_refused_with_a_sentence(url: str, words: str) -> None:
+    with pytest.raises(UsageError) as told:
+        check(url)
+    assert words in str(told.value)
+    assert "secret" not in str(told.value)
+
+
+def test_a_url_says_all_there_is_to_say() -> None:
+    url = "zookeeper://u%40x:p%3Aw@h1,[::1]:99,h3:2182/a/b?session_timeout=4s&namespace=n&acl=read&tls=yes&ca=/ca"
+    found = address.parse(url)
+    assert found == address.Address(
+        url.replace("p%3Aw", "***"),
+        ("h1:2181", "[::1]:99", "h3:2182"),
+        "/a/b",
+        "u@x",
+        "p:w",
+        4.0,
+        "n",
+        "digest",
+        "read",
+        True,
+        "/ca",
+        None,
+        None,
+    )
+
+
+def test_no_server_is_told_within_a_sessions_time_out(opened: Open) -> None:
+    began = time.monotonic()
+    with pytest.raises(CoordinatorError, match=r"reach zookeeper://127.0.0.1:1\?.*refused; are the servers running"):
+        opened(f"zookeeper://127.0.0.1:1?session_timeout={SESSION}").get("/x")
+    assert time.monotonic() - began < SESSION + 1
+
+
+def test_a_chroot_that_is_not_there_is_told_and_not_made(servers: Ensemble, opened: Open) -> None:
+    lost = opened(servers.url("/not/there"))
+    with pytest.raises(CoordinatorError, match=r"there is no node /not/there; create it .*, or correct the URL"):
+        lost.lock("x", timeout=PATIENCE)
+    assert opened(servers.url()).children("/not") == []
+
+
+def test_what_one_user_has_made_another_may_not_change_nor_read(servers: Ensemble, opened: Open) -> None:
+    mine, theirs = opened(named(servers, "me:secret")), opened(named(servers, "you:other"))
+    mine.set("/mine", b"1")
+    for act in (theirs.get, lambda path: theirs.set(path, b"2"), opened(servers.url()).get):
+        with pytest.raises(
+            CoordinatorError, match=r"/mine at .*: the ACL of a node forbids it; give USER:PASSWORD@"
+        ) as e:
+            act("/mine")
+        assert "other" not in str(e.value)
+    assert opened(named(servers, "me:secret")).get("/mine").data == b"1"
+    public = opened(named(servers, "me:secret", acl="read"))
+    public.set("/public", b"1")
+    assert theirs.get("/public").data == b"1"
+    with pytest.raises(CoordinatorError, match="forbids it"):
+        theirs.set("/public", b"2")
+
+
+def test_two_namespaces_know_nothing_of_each_other(servers: Ensemble, opened: Open) -> None:
+    one, other = opened(servers.url(namespace="one")), opened(servers.url(namespace="other"))
+    with one.lock("x"), other.lock("x", timeout=PATIENCE):
+        assert [len(each.locks()) for each in (one, other)] == [1, 1]
+
+
+def test_a_lock_whose_server_is_gone_is_not_held_and_one_whose_session_is_gone_never_again(
+    tmp_path: Path, opened: Open
+) -> None:
+    with ensemble(tmp_path, LOCAL) as own:
+        coordinator = opened(own.url(session_timeout=SESSION))
+        held = coordinator.lock("x")
+        assert held.is_held()
+        own.servers[0].kill()
+        await_state(coordinator, State.SUSPENDED)
+        assert not held.is_held()
+        own.start()
+        await_state(coordinator, State.CONNECTED)
+        coordinator.get("/x")
+        # A server that begins anew gives each session that it knows its whole time again.
+        assert held.is_held() == (coordinator.tree.session == held.session)
+
+
+def test_a_session_is_counted_on_for_two_thirds_of_its_time_out_and_no_longer_than_its_proofs(
+    tmp_path: Path, opened: Open
+) -> None:
+    import signal
+
+    with ensemble(tmp_path, LOCAL) as own:
+        coordinator = opened(own.url(session_timeout=SESSION))
+        held = coordinator.lock("x")
+        server = own.servers[0]
+        server.signal(signal.SIGSTOP)
+        stopped = boot_time()
+        try:
+            until = coordinator.tree.valid_until
+            assert until <= stopped + SESSION * 2 / 3
+            while held.is_held():
+                assert boot_time() < until
+            # The library has not noticed yet that nobody answers.
+            assert boot_time() >= until or coordinator.tree.state is State.SUSPENDED
+        finally:
+            server.signal(signal.SIGCONT)
+
+
+def test_a_session_goes_on_in_another_process_with_what_it_has(servers: Ensemble, opened: Open) -> None:
+    coordinator = opened(servers.url())
+    candidacy = coordinator.elect("job", unique="u" * 32)
+    while not candidacy.is_held:
+        coordinator.wait(PATIENCE)
+    credentials = coordinator.tree.credentials()
+    assert credentials is not None
+    token, session = candidacy.token, coordinator.tree.session
+    coordinator.tree.leave()
+    again = connect(servers.url(), credentials=credentials)
+    try:
+        goes_on = again.elect("job", unique="u" * 32)
+        while not goes_on.is_held:
+            again.wait(PATIENCE)
+        assert (goes_on.token, again.tree.session) == (token, session)
+    finally:
+        again.close()
+
+
+def test_without_the_library_one_sentence_says_what_to_install() -> None:
+    program = (
+        "import sys; sys.modules['kazoo'] = None\n"
+        "from daemonkit.cluster.connect import connect\n"
+        "try:\n    connect('zookeeper://h')\nexcept ImportError as error:\n    print(type(error).__name__, error)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said == (
+        f"{MissingLibrary.__name__} use a zookeeper: coordinator: the library kazoo is not installed; "
+        "pip install 'daemonkit[zookeeper]'\n"
+    )
+
+
+def await_state(coordinator: Coordinator, state: State) -> None:
+    until = time.monotonic() + PATIENCE
+    while coordinator.tree.state is not state:
+        assert time.monotonic() < until
+        coordinator.wait(PATIENCE)
