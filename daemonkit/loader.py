@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from daemonkit.core.here import here
 from daemonkit.core.stop import StopNow
 from daemonkit.errors import ScriptError, UsageError
 
@@ -42,6 +43,7 @@ class Loader:
         module, code = _module(target) if is_module else _file(target)
         sys.modules["__main__"] = module
         sys.argv = [str(module.__file__), *args]
+        here.declare_watch = self._default.watch
         try:
             exec(code, module.__dict__)
         except SystemExit as error:
@@ -53,6 +55,8 @@ class Loader:
             raise
         except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt and its like too are the script's failure
             raise ScriptError(_traceback(error)) from None
+        finally:
+            here.declare_watch = None
         script = self._chosen or self._only(module)
         if script.is_empty:
             raise ScriptError(

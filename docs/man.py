@@ -31,7 +31,7 @@ Rows = list[tuple[str, str]]
 OPTIONAL: Final = {("status", "name"), ("pause", "job"), ("resume", "job")}
 
 # Options that are read and checked, and that nothing in this version acts upon.
-WITHOUT_EFFECT: Final = frozenset({"coordinator"})
+WITHOUT_EFFECT: Final[frozenset[str]] = frozenset()
 
 SIGNALS: Final[Rows] = [
     (

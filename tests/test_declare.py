@@ -183,7 +183,7 @@ def test_a_wrong_program_is_one_sentence(name: Any, argv: Any, options: dict[str
         ({"overlap": "maybe", "fork": True}, "overlap='maybe' is not one of skip, queue, kill"),
         ({"timeout": 0, "fork": True}, "must be longer than 0"),
         ({"timeout": "never", "fork": True}, "not a duration"),
-        ({"leader": True}, "leader=True is not in this version"),
+        ({"leader": "yes"}, "leader='yes' must be True or False"),
     ],
 )
 @pytest.mark.parametrize("kind", ["every", "cron"])

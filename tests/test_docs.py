@@ -25,7 +25,6 @@ from daemonkit.config.file import CONFIG_VARIABLE
 from daemonkit.config.options import OPTIONS
 from daemonkit.core.signals import RESERVED
 from daemonkit.master.master import DEFAULT_SIGNALS
-from daemonkit.script import Script
 
 ROOT = Path(__file__).parent.parent
 README, CHANGES = ROOT / "README.rst", ROOT / "CHANGELOG.rst"
@@ -204,12 +203,6 @@ def test_every_public_name_is_in_the_readme() -> None:
     text = README.read_text()
     hidden = {"DaemonkitError", "UsageError"}  # told in errors.py
     assert [name for name in daemonkit.__all__ if name not in hidden and name not in text] == []
-
-
-def test_what_the_readme_calls_refused_is_refused() -> None:
-    assert "leader=True" in README.read_text()
-    with pytest.raises(daemonkit.UsageError, match="leader=True is not in this version"):
-        Script().every(1, leader=True)
 
 
 def test_the_changelog_has_an_entry_for_this_version() -> None:

@@ -65,7 +65,7 @@ Declare = Callable[[Script], Any]
         (lambda s: s.every(1, overlap="often")(work), ["overlap='often'", "skip, queue, kill"]),
         (lambda s: s.every(1, max_instances=0)(work), ["max_instances=0", "1 or more"]),
         (lambda s: s.every(1, timeout=5)(work), ["timeout=", "add fork=True"]),
-        (lambda s: s.every(1, leader=True)(work), ["leader=True", "leave it out"]),
+        (lambda s: s.every(1, leader=1)(work), ["leader=1", "True or False"]),
         (lambda s: s.every(1, overlap="kill")(work), ['overlap="kill"', "add fork=True"]),
         (lambda s: s.every(1, max_instances=2)(work), ["max_instances > 1", "add fork=True"]),
         (lambda s: s.every(1, fork=True, timeout=0)(work), ["timeout", "longer than 0"]),

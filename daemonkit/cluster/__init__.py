@@ -46,10 +46,10 @@ def watch(path: str, func: Callable[[Value], object]) -> object:
     Raises:
         UsageError: the path cannot be meant.
     """
-    from daemonkit.api import default
+    from daemonkit.core.here import here
 
-    if default.loading is not None:
-        default.watch(path, func)
+    if here.declare_watch is not None:
+        here.declare_watch(path, func)
         return None
     from daemonkit.cluster import outlet
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from daemonkit.cluster.connect import connect
 from daemonkit.cluster.coordinator import Coordinator
+from daemonkit.core.here import here
 from daemonkit.errors import UsageError
 
 
@@ -21,20 +22,8 @@ class Outlet:
 
     def __init__(self) -> None:
         """Nothing is connected yet."""
-        self._url: str | None = None  # in a daemon
-        self._daemon = ""
-        self._master = 0  # the PID of the daemon's master
         self._coordinator: Coordinator | None = None
         os.register_at_fork(after_in_child=self._forsake)
-
-    def configure(self, url: str, daemon: str) -> None:
-        """This process is the master of ``daemon``, whose children are to use ``url``."""
-        self._url, self._daemon, self._master = url, daemon, os.getpid()
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether this process may have a connection."""
-        return os.getpid() != self._master
 
     def coordinator(self) -> Coordinator:
         """The connection of this process.
@@ -43,13 +32,13 @@ class Outlet:
             UsageError: this process is the daemon's master, or the coordinator's URL cannot be meant.
             CoordinatorError: it cannot be used.
         """
-        if not self.is_ours:
+        if here.is_master:
             raise UsageError(
                 "cluster: this runs in the daemon's own process, which must not wait for others; "
                 "add fork=True to the job, or use a worker"
             )
         if self._coordinator is None:
-            self._coordinator = connect(self._url or _configured_url(), self._daemon)
+            self._coordinator = connect(here.coordinator or _configured_url(), here.daemon)
         return self._coordinator
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ That the session lives is not taken from the library, which learns of its end on
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import socket
@@ -326,6 +327,8 @@ def _client(address: Address, credentials: Credentials | None, hear: Callable[[s
     if address.user and address.auth == "digest":
         options["auth_data"] = [("digest", f"{address.user}:{address.password}")]
     elif address.user:
+        if importlib.util.find_spec("puresasl") is None:
+            raise MissingLibrary(f"use {address.url}: auth=sasl needs the library pure-sasl; pip install pure-sasl")
         options["sasl_options"] = {
             "mechanism": "DIGEST-MD5",
             "username": address.user,

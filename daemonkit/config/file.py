@@ -68,16 +68,14 @@ class File(NamedTuple):
     @property
     def cluster_config(self) -> str | None:
         """The path in the cluster whose value is laid over this file; None: there is none."""
-        from daemonkit.cluster.tree import check_path
-
         table = self.tables.get("cluster", {})
         for key in table:
             if key != "config":
                 raise self.error("cluster", key, f"[cluster] has the unknown key {key!r}{nearest(key, ('config',))}")
-        try:
-            return check_path(table["config"], "[cluster] config") if "config" in table else None
-        except UsageError as error:
-            raise self.error("cluster", "config", str(error)) from None
+        path = table.get("config")
+        if path is not None and not (isinstance(path, str) and path.startswith("/")):
+            raise self.error("cluster", "config", f"[cluster] config = {path!r}: a path in the cluster begins with /")
+        return path
 
     def error(self, table: str, key: str, why: str) -> ConfigError:
         """The error, with the line that it is about if that can be told."""

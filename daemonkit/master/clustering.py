@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from daemonkit.config import Configuration
+from daemonkit.core.here import here
 from daemonkit.script import Script
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ def add_agent(script: Script, name: str, configuration: Configuration, page_fd: 
         UsageError: the coordinator's URL cannot be meant, or the script has a worker of that name.
         MissingLibrary: it needs kazoo, which is not installed.
     """
-    if outlet := sys.modules.get("daemonkit.cluster.outlet"):
-        outlet.default.configure(configuration.options.coordinator, name)
+    here.become_master(name, configuration.options.coordinator)
     if not wants_cluster(script, configuration):
         return None
     from daemonkit.cluster import agent, leadership
     from daemonkit.cluster.connect import check
+    from daemonkit.cluster.tree import check_path
     from daemonkit.errors import UsageError
 
     if NAME in script.workers:
@@ -45,7 +45,7 @@ def add_agent(script: Script, name: str, configuration: Configuration, page_fd: 
     leadership.use(page)
     paths = [path for path, _ in script.watches]
     if configuration.cluster_config is not None:
-        paths.append(configuration.cluster_config)
+        paths.append(check_path(configuration.cluster_config, "[cluster] config"))
     settings = agent.Settings(name, configuration.options.coordinator, script.may_lead, tuple(paths), page)
     script.workers[NAME] = agent.worker(settings)
     return page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import time
@@ -461,3 +462,162 @@ def _packets(server: Server) -> int:
     """How many packets it has sent to clients."""
     (line,) = (line for line in server.ask("mntr").splitlines() if line.startswith("zk_packets_sent"))
     return int(line.split("\t")[1])
+
+
+def test_jobs_workers_and_tasks_have_a_connection_of_their_own_and_the_master_none(
+    coordinator: str, make: Make
+) -> None:
+    cluster = make(coordinator)
+    host = cluster.host()
+    host.start(
+        """
+        from daemonkit import cluster
+
+        @every(0.1, fork=True)
+        def forked():
+            with cluster.lock("x", timeout=10) as held:
+                log.info("job has it: %s", held.is_held())
+
+        @worker
+        def crunch(stop):
+            cluster.set("/crunch", b"was here")
+            cluster.join({"port": 80})
+            log.info("worker: %s", [each.data for each in cluster.members()])
+            stop.wait()
+
+        @every(0.1)
+        def inline():
+            cluster.get("/crunch")
+        """
+    )
+    host.await_log("job has it: True", 2)
+    host.await_log("worker: [{'port': 80}]")
+    host.await_log("UsageError: cluster: this runs in the daemon's own process, which must not wait for others")
+    with connect(coordinator) as outside:
+        assert outside.get("/crunch").data == b"was here"
+        assert [each.daemon for each in outside.members()] == ["beat"]
+        assert host.call("kill", "beat").returncode == 0
+        assert outside.members() == []  # its session was closed
+
+
+def test_what_is_watched_in_the_cluster_is_told_between_two_jobs(coordinator: str, make: Make) -> None:
+    cluster = make(coordinator)
+    host = cluster.host()
+    host.start(
+        """
+        from daemonkit import cluster
+
+        def changed(value):
+            log.info("value %s %s %s pid %d", value.data, value.children, value.version, os.getpid())
+
+        cluster.watch("/config/x", changed)
+        """
+    )
+    host.await_log(f"value None () 0 pid {host.pid()}")
+    with connect(coordinator) as outside:
+        outside.set("/config/x", b"1")
+        host.await_log("value b'1' () 0")
+        outside.set("/config/x/below", b"")
+        host.await_log("value b'1' ('below',) 0")
+        os.kill(host.child("cluster"), signal.SIGKILL)
+        outside.set("/config/x", b"2")
+        host.await_log("value b'2' ('below',) 1")
+    assert host.log.read_text().count("value b'1' ('below',) 0") == 1  # who came after told nothing twice
+    mine = host.cluster
+    assert (mine["role"], mine["token"]) == ("member", None)
+
+
+def test_a_configuration_in_the_cluster_lies_over_the_file_and_each_change_is_a_reload(
+    coordinator: str, make: Make
+) -> None:
+    cluster = make(coordinator)
+    host = cluster.host()
+    file = host.path / "daemonkit.toml"
+    file.write_text('[cluster]\nconfig = "/config/beat"\n[daemon]\ngraceful_timeout = 7\n[settings]\na = 1\nb = 1\n')
+    host.environ["DAEMONKIT_CONFIG"] = str(file)
+    with connect(coordinator) as outside:
+        outside.set("/config/beat", b"[settings]\na = 2\n")
+        host.start(
+            """
+            @on("reload")
+            def reloaded():
+                log.info("settings %s", dict(settings()))
+
+            @worker
+            def crunch(stop):
+                log.info("crunch with %s", dict(settings()))
+                stop.wait()
+            """
+        )
+        host.await_log("settings {'a': 2, 'b': 1}")
+        host.await_log("crunch with {'a': 2, 'b': 1}")
+        outside.set("/config/beat", b"[settings]\na = 3\n[daemon]\nlog_level = 'DEBUG'\n")
+        host.await_log("settings {'a': 3, 'b': 1}")
+        host.await_log("crunch with {'a': 3, 'b': 1}")
+        outside.set("/config/beat", b"[daemon]\nlog_lvl = 1\n")
+        host.await_log(
+            "reload: read /config/beat in the cluster:2: [daemon] has the unknown key 'log_lvl'; did you mean"
+        )
+        outside.set("/config/beat", b"not TOML")
+        host.await_log("reload: read /config/beat in the cluster: not TOML")
+        outside.delete("/config/beat")
+        host.await_log("settings {'a': 1, 'b': 1}")
+        count = host.log.read_text().count("settings {'a': 1, 'b': 1}")
+        assert host.call("reload", "beat").returncode == 0
+        host.await_log("settings {'a': 1, 'b': 1}", count + 1)
+    assert "Traceback" not in host.log.read_text()
+
+
+def test_the_command_shows_who_leads_who_is_there_and_who_has_which_lock(coordinator: str, make: Make) -> None:
+    cluster = make(coordinator)
+    first = start(cluster, 2)
+    mine = first.cluster
+
+    def said(*words: str) -> str:
+        done = first.call("cluster", *words, coordinator)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    (leader,) = json.loads(said("status", "--json"))["leaders"]
+    assert (leader["name"], leader["token"], leader["members"]) == ("beat", mine["token"], 2)
+    head, row = said("status").splitlines()
+    assert head.split() == ["NAME", "LEADER", "SINCE", "TOKEN", "MEMBERS"]
+    assert row.split()[0] == "beat"
+    assert str(mine["token"]) in row
+    assert [each["group"] for each in json.loads(said("members", "--json"))] == ["beat", "beat"]
+    assert len(said("members").splitlines()) == 3
+    with connect(coordinator) as outside, outside.lock("x"):
+        (lock,) = json.loads(said("locks", "--json"))
+        assert (lock["name"], lock["kind"], lock["is_held"], lock["pid"]) == ("x", "exclusive", True, os.getpid())
+        assert "held" in said("locks")
+    assert said("locks") == f"no locks at {outside.url}\n"
+    assert said("set", "/config/x", "1") == "/config/x has version 0\n"
+    assert json.loads(said("set", "/config/x", "2", "--version", "0", "--json"))["version"] == 1
+    assert said("get", "/config/x") == "2"
+    refused = first.call("cluster", "set", "/config/x", "3", "--version", "0", coordinator)
+    assert (refused.returncode, "/config/x" in refused.stderr) == (1, True)
+    shown = json.loads(said("watch", "/config", "-n", "1", "--json"))
+    assert (shown["data"], shown["children"]) == ("", ["x"])
+
+
+def test_wrong_coordinators_are_told_at_the_start(make: Make) -> None:
+    cluster = make("zokeeper://h")
+    host = cluster.host()
+    done = host.call("start", host.script("@every(1, leader=True)\ndef f(): pass\n"))
+    assert done.returncode == 2
+    assert "did you mean zookeeper:?" in done.stderr
+    done = host.call("start", host.script("@worker\ndef cluster(stop): pass\n@on('leader')\ndef f(): pass\n"))
+    assert "the name 'cluster' is that of the daemon's own process" in done.stderr
+
+
+def test_a_coordinator_that_refuses_is_told_in_the_status_and_nothing_is_led(servers: Ensemble, make: Make) -> None:
+    cluster = make(servers.url("/not/there"))
+    host = cluster.host()
+    host.lead()
+    host.await_log("there is no node /not/there; create it")
+    assert "there is no node /not/there" in host.cluster["error"]
+    with connect(servers.url()) as outside:
+        outside.set("/not/there", b"")
+        cluster.await_leader()
+        outside.set("/closed", b"")
+    assert host.cluster["error"] is None
