@@ -26,7 +26,7 @@ find_python() {
     done
 }
 
-tools="pytest pytest-xdist hypothesis docutils cloudpickle flask gunicorn kazoo pg8000 redis sysv-ipc"
+tools="pytest pytest-xdist hypothesis docutils cloudpickle flask gunicorn kazoo pure-sasl pg8000 redis sysv-ipc"
 wheel=""
 tested=""
 for version in 3.11 3.12 3.13; do

@@ -20,6 +20,8 @@ from daemonkit.core.inotify import SLEEP, wait_until
 
 MAIN = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
 JAR = "/usr/share/java/zookeeper.jar"
+# For TLS; what zookeeper.jar itself names lacks them.
+NETTY = ":".join(f"/usr/share/java/netty-{name}.jar" for name in ("codec", "resolver", "transport-native-unix-common"))
 LOCAL = ("127.0.0.1",)
 _REPLY = 0.5  # seconds
 TICK = 200  # milliseconds: a session's time-out is two ticks at least
@@ -36,6 +38,7 @@ class Server:
         self.path = path
         self.host, self.port = address
         self.pid = 0
+        self.java: Sequence[str] = ()  # options of the JVM
         (path / "myid").write_text(f"{number}\n")
         lines = [
             f"tickTime={TICK}",
@@ -55,7 +58,7 @@ class Server:
     def start(self, prefix: Sequence[str] = ()) -> None:
         """Start it, and do not wait; ``prefix`` stands before its command."""
         assert os.path.exists(JAR), "ZooKeeper is not installed (Debian: zookeeper)"
-        command = [*prefix, *_JAVA, "-cp", JAR, MAIN, str(self.path / "zoo.cfg")]
+        command = [*prefix, *_JAVA, *self.java, "-cp", f"{JAR}:{NETTY}", MAIN, str(self.path / "zoo.cfg")]
         with open(self.path / "output", "ab") as output:
             # No child of ours: there are tests that look at those.
             launcher = ["setsid", "--fork", "sh", "-c", 'echo $$ > pid.new; mv pid.new pid; exec "$@"', "sh"]

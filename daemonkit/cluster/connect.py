@@ -48,9 +48,11 @@ def check(url: str) -> str:
     if not colon or scheme not in SCHEMES:
         from difflib import get_close_matches
 
+        from daemonkit.cluster.address import without_password
+
         near = get_close_matches(scheme, SCHEMES, 1)
         hint = f"did you mean {near[0]}:?" if near and near[0] != scheme else f"there are: {', '.join(SCHEMES)}:"
-        raise UsageError(f"coordinator {url!r}: {hint}")
+        raise UsageError(f"coordinator {without_password(url)!r}: {hint}")
     if scheme == "local":
         if not os.path.isabs(rest) or rest.startswith("//") or "?" in rest:
             raise UsageError(f"coordinator {url!r}: after local: a path that begins with / is wanted, and nothing else")
