@@ -16,6 +16,7 @@ from daemonkit.cluster import address
 from daemonkit.cluster.connect import check, connect
 from daemonkit.cluster.coordinator import Coordinator
 from daemonkit.cluster.recipe import boot_time
+from daemonkit.cluster.session import SURE
 from daemonkit.cluster.tree import State
 from daemonkit.errors import CoordinatorError, MissingLibrary, UsageError
 
@@ -219,7 +220,7 @@ def test_a_lock_whose_server_is_gone_is_not_held_and_one_whose_session_is_gone_n
         assert held.is_held() == (coordinator.tree.session == held.session)
 
 
-def test_a_session_is_counted_on_for_two_thirds_of_its_time_out_and_no_longer_than_its_proofs(
+def test_a_session_is_counted_on_for_a_part_of_its_time_out_after_its_last_proof_and_no_longer(
     tmp_path: Path, opened: Open
 ) -> None:
     import signal
@@ -232,7 +233,7 @@ def test_a_session_is_counted_on_for_two_thirds_of_its_time_out_and_no_longer_th
         stopped = boot_time()
         try:
             until = coordinator.tree.valid_until
-            assert until <= stopped + SESSION * 2 / 3
+            assert until <= stopped + SESSION * SURE
             while held.is_held():
                 assert boot_time() < until
             # The library has not noticed yet that nobody answers.

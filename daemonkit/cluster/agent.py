@@ -77,7 +77,9 @@ class Agent:
             if self._coordinator is None and now >= self._trouble.until:
                 self._connect(None)
             if self._coordinator is not None and now >= self._trouble.until:
-                self._coordinator.dispatch()
+                self._coordinator.look()
+                self._tell()  # the master first
+                self._coordinator.settle()
                 self._trouble.end()
         except DaemonkitError as error:
             self._trouble.begin(str(error), now)
@@ -238,5 +240,5 @@ def worker(settings: Settings) -> Worker:
             sock.setblocking(False)
             Agent(settings, stop, Wire(sock)).run()
 
-    restarts = Restarts(most=2**31, backoff=0.5, longest=10.0)
+    restarts = Restarts(most=2**31, window=10.0, backoff=0.05, longest=10.0)  # the session waits for the next one
     return Worker("cluster", hold, readiness=True, is_titled=True, is_last=True, wants_fds=True, restarts=restarts)

@@ -115,13 +115,22 @@ class Contender(Recipe):
         return True
 
     def leave(self) -> None:
-        """Stand in line no more; what cannot be told now ends with the session."""
+        """Stand in line no more.
+
+        Raises:
+            CoordinatorError: it could not be told; it ends with the session.
+        """
         node, self.node = self.node, None
         self._is_first = False
-        if node is not None:
-            self.tree.delete(node.path)
-        elif self._in_doubt and (found := self._find()) is not None:
-            self.tree.delete(found.path)
+        # One that stayed would be in everybody's way for as long as the session lives: so until it is known to be gone.
+        while node is not None or self._in_doubt:
+            try:
+                found = node or self._find()
+                if found is not None and found.session == self.tree.session:
+                    self.tree.delete(found.path)
+                return
+            except CoordinatorLost:
+                continue  # there is another connection soon, or an error
 
     def tell(self, data: bytes) -> None:
         """Let the others read ``data`` in our node."""

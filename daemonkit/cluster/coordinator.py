@@ -7,6 +7,7 @@ and by whatever waits here, in the caller's thread.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import time
 from collections.abc import Callable
@@ -198,18 +199,36 @@ class Coordinator:
         """A descriptor that is readable when there is something to ``dispatch``, for who also waits elsewhere."""
         return self.tree.fileno()
 
-    def dispatch(self) -> None:
-        """Take in what has changed, and call the functions of what is watched; waits for nobody but the coordinator."""
-        self.tree.dispatch()
-        for recipe in list(self._recipes):
+    def dispatch(self) -> bool:
+        """Take in what has changed, and call the functions of what is watched; tell whether anything has.
+
+        Waits for nobody but the coordinator.
+        """
+        has_changed = self.look()
+        self.settle()
+        return has_changed
+
+    def look(self) -> bool:
+        """The first half of ``dispatch``: what has changed is known afterwards."""
+        has_changed = self.tree.dispatch()
+        due = [recipe for recipe in self._recipes if recipe.is_due and self.tree.state is State.CONNECTED]
+        for recipe in due:
             self._look(recipe)
+        return has_changed or bool(due)
+
+    def settle(self) -> None:
+        """The second half: the others are told."""
+        for recipe in list(self._recipes):
+            if self.tree.state is State.CONNECTED:
+                with contextlib.suppress(CoordinatorLost):  # it is done when there is a connection
+                    recipe.settle()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Sleep until something has changed, or ``timeout`` has passed, then ``dispatch``; tell whether it has."""
-        self.dispatch()  # what was only just asked for
-        has_come = self._poll(timeout)
-        self.dispatch()
-        return has_come
+        if self.dispatch():  # what was only just asked for, or has come meanwhile
+            return True
+        self._poll(timeout)
+        return self.dispatch()
 
     def close(self) -> None:
         """End the session: leaderships, locks and memberships are others' at once.  A second call does nothing."""
@@ -246,10 +265,8 @@ class Coordinator:
 
     def _give_up(self, contender: Contender) -> None:
         self._forget(contender)
-        try:
+        with contextlib.suppress(CoordinatorError):  # then it ends with the session
             contender.leave()
-        except CoordinatorLost:
-            return  # it ends with the session
 
     def _infos(self, top: str) -> list[LockInfo]:
         found = []

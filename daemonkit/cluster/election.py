@@ -33,10 +33,11 @@ class Candidacy(Contender):
         self._told = 0  # the token with which our leadership was told
         self._words = data
 
-    def look(self) -> None:
-        super().look()
+    def settle(self) -> None:
+        """Tell the others since when we lead, once whoever waits for it has been told."""
         if self.is_held and self._told != self.token:
-            self.tell(introduce(self._daemon, self._words, since=time.time()))
+            # Not in our own node: that would wake the one behind us.
+            self.tree.set(self._directory, introduce(self._daemon, self._words, token=self.token, since=time.time()))
             self._told = self.token
 
     def is_still_there(self) -> bool:
@@ -50,13 +51,16 @@ def leader_of(tree: Tree, directory: str, name: str) -> Leader | None:
         node = tree.get(f"{directory}/{entry.name}")
         if node is not None:
             words = words_of(node.data)
+            top = tree.get(directory)
+            told = words_of(top.data) if top else {}
+            since = told.get("since") if told.get("token") == node.number else None
             return Leader(
                 name,
                 node.number,
                 str(words.get("host", "")),
                 int(words.get("pid", 0)),
                 str(words.get("daemon", "")),
-                float(words.get("since", node.created)),
+                float(since or node.created),
                 node.session,
                 words.get("data"),
             )

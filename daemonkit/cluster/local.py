@@ -130,9 +130,9 @@ class LocalTree(Tree):
     def fileno(self) -> int:
         return self._watch.fd
 
-    def dispatch(self) -> None:
+    def dispatch(self) -> bool:
         if self._fd < 0:
-            return
+            return False
         calls: list[OnChange] = []
         for event in self._watch.events():
             waiting = self._watched.get(event.watch)
@@ -147,6 +147,7 @@ class LocalTree(Tree):
                     calls += waiting.pop(kind)
         for call in calls:
             call()
+        return bool(calls)
 
     def credentials(self) -> Credentials | None:
         return Credentials(self._session, fds=[self._fd])

@@ -32,6 +32,13 @@ class Recipe(abc.ABC):
             CoordinatorError: the tree cannot be reached, or refuses.
         """
 
+    def settle(self) -> None:  # noqa: B027 - most have nothing of that
+        """Do what can wait until others have been told of what the last look has found.
+
+        Raises:
+            CoordinatorError: as ``look``.
+        """
+
     @property
     def is_connected(self) -> bool:
         """Whether the session is known to live."""

@@ -1,10 +1,12 @@
 """What is known of a session with servers elsewhere: above all until when it can be counted on.
 
-Each reply that the *leader* of the servers had a part in (a write, a sync) proves that the session lived when its
-request was sent.  Two thirds of the time-out after that moment it is no longer counted on.  A follower answers pings
-also while it is cut off from the leader, so those prove nothing.  It tells the leader every half tick which sessions it
-has heard of, and a time-out is two ticks at least: what the leader knows is a quarter of the time-out old at most, and
-there is still something to spare.
+Each reply that a majority of the servers had a part in, as in every write, proves that the session lived when its
+request was sent: no other majority can have ended it.  Pings prove nothing, for a follower answers them also while it
+is cut off from its leader; nor does a sync, which a leader answers that is cut off from its followers.
+
+What that majority knew of the session may have been older: its followers tell the leader every half tick which sessions
+they have heard of, and we may have been silent since the proof before, a quarter of the time-out.  So the session is
+counted on for six tenths of its time-out after a proof; the servers end it after three quarters at the earliest.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from typing import Final
 from daemonkit.cluster.recipe import boot_time
 from daemonkit.cluster.tree import State
 
-SURE: Final = 2 / 3  # of the time-out
+PROOFS: Final = 4  # within a time-out, while something stands or falls with the session
+SURE: Final = 0.6  # of the time-out: for so long after a proof it is counted on
 
 
 class Session:
@@ -57,7 +60,7 @@ class Session:
         self._usable.set()
 
     def prove(self, session: str, sent: float) -> bool:
-        """``session`` lived at the moment ``sent``, when a request was sent that the leader has had a part in.
+        """``session`` lived at the moment ``sent``, when a request was sent that a majority has had a part in.
 
         Tell whether it was not counted on any more until now.
         """

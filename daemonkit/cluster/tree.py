@@ -124,8 +124,8 @@ class Tree(abc.ABC):
         """A descriptor that is readable when ``dispatch`` has something to call."""
 
     @abc.abstractmethod
-    def dispatch(self) -> None:
-        """Call, here and now, what is to be called for the changes of which the tree has told."""
+    def dispatch(self) -> bool:
+        """Call, here and now, what is to be called for the changes that the tree has told; tell if there were any."""
 
     @abc.abstractmethod
     def credentials(self) -> Credentials | None:

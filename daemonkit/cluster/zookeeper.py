@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from daemonkit.cluster.address import Address
 from daemonkit.cluster.recipe import boot_time
-from daemonkit.cluster.session import Session
+from daemonkit.cluster.session import PROOFS, Session
 from daemonkit.cluster.tree import (
     Credentials,
     Node,
@@ -45,7 +45,8 @@ except ModuleNotFoundError:
         "use a zookeeper: coordinator: the library kazoo is not installed; pip install 'daemonkit[zookeeper]'"
     ) from None
 
-_BEATS: Final = 6  # proofs within a time-out, while something stands or falls with the session
+# A write that changes nothing: the majority agrees that there is no such node (ZooKeeper's error transaction).
+_NOTHING: Final = "/daemonkit-8b0dd2f5e1c94a0c"
 _SPARE: Final = 1 / 3  # of the time-out: for so long a proof is to be good when it is asked for
 _SHORTEST: Final = 0.05  # seconds between them
 _LONGEST_PAUSE: Final = 5.0  # seconds between two tries to reach a server
@@ -83,6 +84,7 @@ class ZookeeperTree(Tree):
         self._status = Session(address.session_timeout)
         self._events: deque[OnChange] = deque()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._guard = threading.Lock()
         self._watchers: dict[OnChange, Callable[[Any], None]] = {}
         self._client = _client(address, credentials, self._hear_of_trouble)
         _on_handshake(self._client, self._status)
@@ -105,7 +107,8 @@ class ZookeeperTree(Tree):
         if self._status.begin_to_beat():
             threading.Thread(target=self._beat, name="session", daemon=True).start()
         if boot_time() + self._status.timeout * _SPARE > self._status.valid_until:
-            self._do("prove the session", lambda client: client.sync_async("/"), proves=True)
+            with contextlib.suppress(exceptions.NoNodeError):
+                self._do("prove the session", lambda client: client.set_async(_NOTHING, b""), proves=True)
 
     def create(self, path: str, data: bytes = b"", *, ephemeral: bool = False, sequential: bool = False) -> Node | None:
         check_path(f"{path}0" if sequential else path)
@@ -174,13 +177,16 @@ class ZookeeperTree(Tree):
     def fileno(self) -> int:
         return self._wakeup
 
-    def dispatch(self) -> None:
+    def dispatch(self) -> bool:
         if self._status.state is State.CLOSED:
-            return
+            return False
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wakeup)
+        count = 0
         while self._events:
             self._events.popleft()()
+            count += 1
+        return count > 0
 
     def credentials(self) -> Credentials | None:
         found = self._client.client_id
@@ -216,7 +222,9 @@ class ZookeeperTree(Tree):
     def _end(self) -> None:
         self._client.stop()
         self._client.close()
-        os.close(self._wakeup)
+        with self._guard:
+            os.close(self._wakeup)
+            self._wakeup = -1
 
     def _do(self, doing: str, call: Callable[[Any], Any], *, proves: bool = False) -> Any:
         """Have ``call`` done and wait for the reply, which ``proves`` that the session lives."""
@@ -225,6 +233,8 @@ class ZookeeperTree(Tree):
         try:
             result = call(self._client).get(timeout=self._status.timeout)
         except (exceptions.NoNodeError, exceptions.NodeExistsError):
+            if proves:  # a write that failed is one that a majority has agreed upon
+                self._status.prove(session, sent)
             raise
         except exceptions.BadVersionError:
             raise VersionMismatch(f"{doing}: it has another version by now; read it again") from None
@@ -263,8 +273,9 @@ class ZookeeperTree(Tree):
     def _post(self, call: OnChange) -> None:
         """From any thread: let ``dispatch`` call it."""
         self._events.append(call)
-        with contextlib.suppress(OSError):  # closed meanwhile
-            os.eventfd_write(self._wakeup, 1)
+        with self._guard:
+            if self._wakeup >= 0:  # else its number may be somebody else's by now
+                os.eventfd_write(self._wakeup, 1)
 
     def _tell_state(self) -> None:
         if self.on_state:
@@ -288,15 +299,16 @@ class ZookeeperTree(Tree):
 
     def _beat(self) -> None:
         """Prove again and again that the session lives; a thread."""
-        while not self._status.is_closed(max(self._status.timeout / _BEATS, _SHORTEST)):
+        while not self._status.is_closed(max(self._status.timeout / PROOFS, _SHORTEST)):
             if self._status.state is State.CONNECTED:
                 session, sent = self._status.session, boot_time()
 
                 def replied(result: Any, session: str = session, sent: float = sent) -> None:
-                    if result.successful() and self._status.prove(session, sent):
+                    is_answered = result.successful() or isinstance(result.exception, exceptions.NoNodeError)
+                    if is_answered and self._status.prove(session, sent):
                         self._post(self._tell_state)
 
-                self._client.sync_async("/").rawlink(replied)
+                self._client.set_async(_NOTHING, b"").rawlink(replied)
 
     def _chroot_is_missing(self) -> None:
         if self._do("read /", lambda client: client.exists_async("/")) is None:

@@ -19,6 +19,14 @@ def wants_cluster(script: Script, configuration: Configuration) -> bool:
     return script.may_lead or bool(script.watches) or configuration.cluster_config is not None
 
 
+def preload(coordinator: str) -> None:
+    """In the fork server: import once what each child with a session of its own would import."""
+    if coordinator.startswith("zookeeper:"):
+        from daemonkit.cluster import zookeeper
+
+        assert zookeeper
+
+
 def add_agent(script: Script, name: str, configuration: Configuration, page_fd: int = -1) -> Page | None:
     """Add the worker that holds the session, if ``script`` wants one, to the daemon ``name``; return what they share.
 

@@ -34,7 +34,7 @@ from daemonkit.errors import DaemonkitError, StartError, UsageError
 from daemonkit.handover import Generation, Handover
 from daemonkit.loader import Loader, add_working_directory
 from daemonkit.master import requests
-from daemonkit.master.clustering import add_agent
+from daemonkit.master.clustering import add_agent, preload
 from daemonkit.master.consuming import add_consumer
 from daemonkit.master.keeper import Keeper
 from daemonkit.master.log import open_log
@@ -128,7 +128,7 @@ class _Image:
         parts = Parts(handover, configuration, self._pidfile, sink, signals, loop, board, timer, notifier)
         master = Master(parts, script, default)
         if script.needs_children:
-            master.hire(lambda: self._give_back(parts, sock))
+            master.hire(lambda: self._give_back(parts, sock, page is not None))
         if page is not None:
             master.join_cluster(page)
         self._server = control.Server(
@@ -143,8 +143,10 @@ class _Image:
         self._ready(master)
         return master
 
-    def _give_back(self, parts: Parts, sock: socket.socket) -> None:
+    def _give_back(self, parts: Parts, sock: socket.socket, is_clustered: bool) -> None:
         """In the fork server: what is the master's alone (the PID file has gone at the fork)."""
+        if is_clustered:
+            preload(parts.configuration.options.coordinator)
         if self._status_fd >= 0:
             os.close(self._status_fd)
         sock.close()
@@ -361,7 +363,8 @@ def _serve_forks(handover: Handover) -> NoReturn:
         configuration = _with_script(handover, script, configuration)
         default.settings = configuration.settings
         add_consumer(script, handover.name, configuration.options, sink)
-        add_agent(script, handover.name, configuration, handover.page_fd)
+        if add_agent(script, handover.name, configuration, handover.page_fd) is not None:
+            preload(configuration.options.coordinator)
         guard = server.guard_for(configuration.options.fork_guard, handover.listen_fds)
         guard.check()
         guard.in_child()
