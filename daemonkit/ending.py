@@ -92,7 +92,7 @@ def _escalate(holder: Holder, stop_schedule: Schedule) -> str:
     waited = 0.0
     for number, patience in stop_schedule:
         if number == signal.SIGKILL:
-            holder.kill_tree()
+            holder.kill_tree(patience)
         else:
             holder.signal(number)
             holder.signal(signal.SIGCONT)  # one that was stopped could not act on it

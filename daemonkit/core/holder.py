@@ -45,9 +45,9 @@ class Holder:
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(None if timeout is None else min(int(timeout * 1000 + 0.999), MOST)))
 
-    def kill_tree(self) -> None:
-        """SIGKILL the process and all its descendants."""
-        tree.kill(self.pid, self._pidfd)
+    def kill_tree(self, patience: float) -> None:
+        """SIGKILL the process and all its descendants; wait so many seconds for the end of these."""
+        tree.kill(self.pid, self._pidfd, patience)
 
     def close(self) -> None:
         """Give the descriptor back."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import time
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, Final
 
 _LONGEST: Final = 1.0  # seconds that a tree may grow while it is stopped
 
@@ -34,8 +36,8 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def kill(pid: int, pidfd_send: int) -> None:
-    """SIGKILL ``pid`` and its descendants.
+def kill(pid: int, pidfd_send: int, patience: float = 0.0) -> None:
+    """SIGKILL ``pid`` and its descendants; return when the descendants have ended, or ``patience`` seconds later.
 
     The root is stopped first, so that it starts no more; then its tree, until no new member is seen or, if that grows
     faster than it is stopped, a second has passed; then all are killed.  What was never seen comes to whoever adopts it
@@ -52,8 +54,26 @@ def kill(pid: int, pidfd_send: int) -> None:
                 os.kill(child, signal.SIGSTOP)
         if time.monotonic() > until:
             break
-    for child in seen:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(child, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd_send, signal.SIGKILL)
+    with contextlib.ExitStack() as stack:
+        pidfds = [stack.enter_context(file) for file in _opened(seen if patience else ())]
+        for child in seen:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(child, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd_send, signal.SIGKILL)
+        until = time.monotonic() + patience
+        for pidfd in pidfds:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll(max(until - time.monotonic(), 0) * 1000)
+
+
+def _opened(pids: Iterable[int]) -> Iterator[BinaryIO]:
+    """A pidfd of each that is there, as far as there are descriptors: nobody waits for the rest."""
+    for pid in pids:
+        try:
+            yield open(os.pidfd_open(pid), "rb", buffering=0)
+        except ProcessLookupError:
+            continue
+        except OSError:
+            return

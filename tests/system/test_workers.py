@@ -387,6 +387,14 @@ def test_a_stubborn_worker_is_ended_by_its_stop_schedule_on_scale_down_and_on_st
     assert "had not ended in time" not in box.log.read_text()
 
 
+def test_when_kill_returns_nothing_is_left_also_of_many_that_were_killed(box: Box) -> None:
+    box.start("@worker(count=100, readiness=True)\ndef sleep(stop):\n    stop.ready()\n    time.sleep(1000)\n")
+    done = box.call("kill", "--timeout", "0", "beat")
+    left = box.processes()
+    assert (done.returncode, left) == (0, {})
+    assert "was killed" in done.stdout
+
+
 def test_all_that_is_left_is_killed_at_graceful_timeout(box: Box) -> None:
     box.start(STUBBORN.format("count=2"), "--graceful-timeout", "1")
     box.await_log(": up", 2)
