@@ -381,6 +381,8 @@ def test_a_leader_that_is_cut_off_with_a_server_of_its_own_stops_as_well(tmp_pat
             network.cut()
             second = cluster.await_leader(*others(cluster, first))
             assert cluster.gap(first, second) > 0
+            at = time.monotonic()
+            cluster.await_writes(lambda all: all[-1].at > at + 1)  # else the first would be seen to act beside it
             network.heal()
             cluster.check()
             cluster.close()
