@@ -152,8 +152,6 @@ def test_a_user_by_sasl_is_known_and_a_wrong_password_refused(tmp_path: Path, op
         made.close()
 
 
-# Kazoo forgets to close the socket of a handshake that has failed.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning")
 def test_tls_checks_the_servers_certificate_and_its_host_name(tmp_path: Path, opened: Open) -> None:
     certify(tmp_path, "localhost")
     (port,) = free_ports(1)
@@ -168,8 +166,11 @@ def test_tls_checks_the_servers_certificate_and_its_host_name(tmp_path: Path, op
         query = f"tls=yes&session_timeout=2&ca={tmp_path}"
         opened(f"zookeeper://localhost:{port}?{query}/ca.pem").set("/x", b"1")
         for url in (f"127.0.0.1:{port}?{query}/ca.pem", f"localhost:{port}?{query}/other.pem"):
-            with pytest.raises(CoordinatorError, match="certificate verify failed"):
-                opened(f"zookeeper://{url}").get("/x")
+            # In a process of its own: the library forgets to close the socket of a handshake that has failed.
+            command = [sys.executable, "-m", "daemonkit", "cluster", "get", "/x", f"zookeeper://{url}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+            assert done.returncode == 1
+            assert "certificate verify failed" in done.stderr
 
 
 def certify(path: Path, host: str) -> None:
@@ -178,10 +179,12 @@ def certify(path: Path, host: str) -> None:
     def openssl(*words: str) -> None:
         subprocess.run(["openssl", *words], cwd=path, check=True, capture_output=True)
 
-    new = ("req", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj")
+    new = ("req", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-x509", "-subj")
     for name in ("ca", "other"):
-        openssl(*new, f"/CN={name}", "-x509", "-keyout", f"{name}.key", "-out", f"{name}.pem")
-    signed = ("-x509", "-CA", "ca.pem", "-CAkey", "ca.key", "-addext", f"subjectAltName=DNS:{host}")
+        usage = ("-addext", "keyUsage=critical,keyCertSign")
+        openssl(*new, f"/CN={name}", *usage, "-keyout", f"{name}.key", "-out", f"{name}.pem")
+    words = (f"subjectAltName=DNS:{host}", "basicConstraints=critical,CA:FALSE", "authorityKeyIdentifier=keyid")
+    signed = ("-CA", "ca.pem", "-CAkey", "ca.key", *(part for word in words for part in ("-addext", word)))
     openssl(*new, f"/CN={host}", *signed, "-keyout", "server.key", "-out", "server.pem")
     openssl(
         "pkcs12",

@@ -240,5 +240,5 @@ def worker(settings: Settings) -> Worker:
             sock.setblocking(False)
             Agent(settings, stop, Wire(sock)).run()
 
-    restarts = Restarts(most=2**31, window=10.0, backoff=0.05, longest=10.0)  # the session waits for the next one
+    restarts = Restarts(most=2**31, window=10.0, backoff=0.05, longest=0.5)  # the session waits for the next one
     return Worker("cluster", hold, readiness=True, is_titled=True, is_last=True, wants_fds=True, restarts=restarts)

@@ -125,7 +125,9 @@ class Leading:
         if not self._token:
             return
         token, self._token = self._token, 0
-        log.warning("leads no more (token %d): %s", token, why)
+        log.log(
+            logging.INFO if self._master.is_stopping else logging.WARNING, "leads no more, token %d: %s", token, why
+        )
         self._call_off("end of the leadership")
         master = self._master
         if master.crew:
