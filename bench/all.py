@@ -20,12 +20,12 @@ HERE = Path(__file__).parent
 SCRIPTS = (
     *("commands.py", "truth.py", "timer.py", "firing.py", "idle.py"),
     *("fork.py", "children.py", "pool.py", "small_box.py", "background.py", "ipc.py"),
-    *("queues.py", "backlog.py", "queue_box.py"),
+    *("queues.py", "backlog.py", "queue_box.py", "cluster.py"),
 )
 LONG = ("hour.py", "soak.py")  # taken only when they are named
 PACKAGES = (
     *("daemonkit", "python-daemon", "daemonocle", "supervisor", "APScheduler", "schedule", "click"),
-    *("pebble", "loky", "sysv-ipc", "redis", "rq", "huey", "celery", "dramatiq"),
+    *("pebble", "loky", "sysv-ipc", "redis", "rq", "huey", "celery", "dramatiq", "kazoo"),
 )
 HEAD = """\
 Figures

@@ -90,24 +90,24 @@ class Contender(Recipe):
 
     def look(self) -> None:
         if self.node is None or not self._is_ours:
-            self._is_first = False
+            self._be_first(False)
             self.node = self._enter()
         while True:
             names = self.tree.children(self._directory) or []
             line = line_of(names)
             place = next((n for n, entry in enumerate(line) if self._is_mine(entry.name)), None)
             if place is None:  # somebody has deleted it
-                self._is_first = False
+                self._be_first(False)
                 self.node = self._enter()
                 continue
             wait = self._rule(line, place)
             if wait is None:
                 self._is_first = True
                 if self.is_still_there():
-                    self.tree.keep_valid()
+                    self.tree.keep_valid(self)
                     return
             elif self._is_waiting(wait, names):
-                self._is_first = False
+                self._be_first(False)
                 return
 
     def is_still_there(self) -> bool:
@@ -121,7 +121,7 @@ class Contender(Recipe):
             CoordinatorError: it could not be told; it ends with the session.
         """
         node, self.node = self.node, None
-        self._is_first = False
+        self._be_first(False)
         # One that stayed would be in everybody's way for as long as the session lives: so until it is known to be gone.
         while node is not None or self._in_doubt:
             try:
@@ -141,6 +141,11 @@ class Contender(Recipe):
     @property
     def _is_ours(self) -> bool:
         return self.node is not None and self.node.session == self.tree.session
+
+    def _be_first(self, is_first: bool) -> None:
+        self._is_first = is_first
+        if not is_first:
+            self.tree.let_lapse(self)
 
     def _is_mine(self, name: str) -> bool:
         return self.node is not None and name == self.node.path.rpartition("/")[2]

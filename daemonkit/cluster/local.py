@@ -29,7 +29,9 @@ from daemonkit.errors import CoordinatorError
 
 _NODE: Final = IN_CREATE | IN_DELETE | IN_MOVED | IN_DELETE_SELF
 _SESSION: Final = IN_CLOSE_WRITE | IN_DELETE_SELF
-_LAST_STEP: Final = 0.1  # seconds from the event of a close until the lock is released, at most
+_LAST_STEP: Final = 10.0  # seconds from the event of a close until the lock is released, at most
+_FIRST_LOOK: Final = 0.0005  # seconds between two looks at that, doubled
+_LAST_LOOK: Final = 0.02  # up to this
 
 
 class LocalTree(Tree):
@@ -70,8 +72,11 @@ class LocalTree(Tree):
     def session(self) -> str:
         return self._session
 
-    def keep_valid(self) -> None:
+    def keep_valid(self, stake: object) -> None:
         pass  # the kernel does
+
+    def let_lapse(self, stake: object) -> None:
+        pass
 
     def create(self, path: str, data: bytes = b"", *, ephemeral: bool = False, sequential: bool = False) -> Node | None:
         check_path(path)
@@ -207,7 +212,11 @@ class LocalTree(Tree):
             self._watched.setdefault(watch, {}).setdefault(session, []).append(on_change)
 
     def _see_off(self, session: str) -> None:
-        """Its last descriptor is being closed: that is told a moment before the lock is released (fs/file_table.c)."""
-        until = time.monotonic() + _LAST_STEP
+        """Its last descriptor is being closed: that is told before the lock is released (fs/file_table.c, __fput).
+
+        Usually a moment before; on a busy machine whoever dies may have to wait for the processor in between.
+        """
+        until, pause = time.monotonic() + _LAST_STEP, _FIRST_LOOK
         while self._files.is_alive(session) and time.monotonic() < until:
-            time.sleep(0.0005)
+            time.sleep(pause)
+            pause = min(pause * 2, _LAST_LOOK)

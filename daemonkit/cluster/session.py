@@ -32,7 +32,9 @@ class Session:
         self._proven = 0.0  # the session lived then
         self._usable = threading.Event()  # connected, or refused
         self._closed = threading.Event()
-        self._is_beating = False
+        self._has_begun = False
+        self._stakes: set[int] = set()
+        self._at_stake = threading.Event()
 
     @property
     def valid_until(self) -> float:
@@ -70,20 +72,31 @@ class Session:
         self._proven = max(self._proven, sent)
         return had_lapsed
 
-    def begin_to_beat(self) -> bool:
-        """Tell whether it is to be proven from now on, and was not."""
-        was_beating, self._is_beating = self._is_beating, True
-        return not was_beating
+    def add_stake(self, stake: object) -> bool:
+        """Something stands or falls with the session; tell whether it is the first thing ever."""
+        is_first, self._has_begun = not self._has_begun, True
+        self._stakes.add(id(stake))
+        self._at_stake.set()
+        return is_first
+
+    def remove_stake(self, stake: object) -> None:
+        """It does no more."""
+        self._stakes.discard(id(stake))
+        if not self._stakes and self.state is not State.CLOSED:
+            self._at_stake.clear()
 
     def wait(self, timeout: float) -> bool:
         """Wait for a connection, or a refusal; tell whether one came in that time."""
         return self._usable.wait(timeout)
 
-    def is_closed(self, timeout: float) -> bool:
-        """Wait for the end; tell whether it came in that time."""
-        return self._closed.wait(timeout)
+    def is_at_stake(self, pause: float) -> bool:
+        """Wait for ``pause`` seconds, and until something stands or falls with the session; False: it is closed."""
+        self._closed.wait(pause)
+        self._at_stake.wait()
+        return not self._closed.is_set()
 
     def close(self) -> None:
         """Nothing is to come any more."""
         self.state = State.CLOSED
         self._closed.set()
+        self._at_stake.set()

@@ -80,8 +80,12 @@ class Tree(abc.ABC):
         return math.inf
 
     @abc.abstractmethod
-    def keep_valid(self) -> None:
-        """Something stands or falls with the session: let ``valid_until`` grow from now on."""
+    def keep_valid(self, stake: object) -> None:
+        """``stake`` stands or falls with the session: let ``valid_until`` grow from now on."""
+
+    @abc.abstractmethod
+    def let_lapse(self, stake: object) -> None:
+        """It does no more; a second call does nothing."""
 
     @abc.abstractmethod
     def create(self, path: str, data: bytes = b"", *, ephemeral: bool = False, sequential: bool = False) -> Node | None:

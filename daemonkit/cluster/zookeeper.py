@@ -103,12 +103,15 @@ class ZookeeperTree(Tree):
     def valid_until(self) -> float:
         return self._status.valid_until
 
-    def keep_valid(self) -> None:
-        if self._status.begin_to_beat():
+    def keep_valid(self, stake: object) -> None:
+        if self._status.add_stake(stake):
             threading.Thread(target=self._beat, name="session", daemon=True).start()
         if boot_time() + self._status.timeout * _SPARE > self._status.valid_until:
             with contextlib.suppress(exceptions.NoNodeError):
                 self._do("prove the session", lambda client: client.set_async(_NOTHING, b""), proves=True)
+
+    def let_lapse(self, stake: object) -> None:
+        self._status.remove_stake(stake)
 
     def create(self, path: str, data: bytes = b"", *, ephemeral: bool = False, sequential: bool = False) -> Node | None:
         check_path(f"{path}0" if sequential else path)
@@ -202,6 +205,7 @@ class ZookeeperTree(Tree):
         if (sock := self._client._connection._socket) is not None:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+        self._end_later()
 
     def forsake(self) -> None:
         pass  # the threads are not here, and the connection is not ours to shut down
@@ -217,11 +221,18 @@ class ZookeeperTree(Tree):
         if was_connected:
             self._end()
         else:  # nobody can be told; its threads end when they come to see that they are to
-            threading.Thread(target=self._end, name="end of the session", daemon=True).start()
+            self._end_later()
+
+    def _end_later(self) -> None:
+        threading.Thread(target=self._end, name="end of the session", daemon=True).start()
 
     def _end(self) -> None:
-        self._client.stop()
-        self._client.close()
+        with contextlib.suppress(exceptions.WriterNotClosedException):  # a server is waited for that does not answer
+            if self._client._stopped.is_set():
+                self._client._safe_close()
+            else:
+                self._client.stop()
+            self._client.close()
         with self._guard:
             os.close(self._wakeup)
             self._wakeup = -1
@@ -299,7 +310,7 @@ class ZookeeperTree(Tree):
 
     def _beat(self) -> None:
         """Prove again and again that the session lives; a thread."""
-        while not self._status.is_closed(max(self._status.timeout / PROOFS, _SHORTEST)):
+        while self._status.is_at_stake(max(self._status.timeout / PROOFS, _SHORTEST)):
             if self._status.state is State.CONNECTED:
                 session, sent = self._status.session, boot_time()
 
