@@ -22,12 +22,14 @@ from daemonkit.master.place import Place
 from daemonkit.master.roll import Roll
 from daemonkit.master.server import Server
 from daemonkit.master.workers import Workers
+from daemonkit.processes.children import Child
 from daemonkit.processes.receipt import Receipt
 from daemonkit.processes.worker import Restarts, Worker
 from daemonkit.script import Script
 
 log = logging.getLogger("daemonkit")
 
+LAST_TIME: Final = 2.0  # seconds that those have who are stopped when all others have ended
 KILL_TIME: Final = 5.0  # seconds that the kernel may take to end what was sent KILL
 _FOR_EVER: Final = Restarts(most=2**31)  # a fork server that is lost again and again is replaced all the same
 
@@ -120,14 +122,13 @@ class Crew:
         self.workers.stop(last=False)
         self.jobs.stop(until)
         self.backgrounds.stop()
-        is_last = False
-        while self._is_busy() and time.monotonic() < until and not is_urgent():
-            if not is_last and not self._are_others_busy():
-                self.workers.stop(last=True)
-                is_last = True
-                continue
+        while self._busy(last=False) and time.monotonic() < until and not is_urgent():
             turn()
-        self._kill_the_rest(turn)
+        self._kill_the_rest(turn, last=False)
+        # Only now: what they held for the others, such as a leadership, nobody may have before.
+        self.workers.stop(last=True)
+        self._wait(LAST_TIME, turn, last=True)
+        self._kill_the_rest(turn, last=True)
         self.workers.use(None)
         while self._servers:
             server = self._servers.pop()
@@ -222,16 +223,19 @@ class Crew:
             again, self._reloads = self._reloads, []
             self._begin_roll(again)
 
-    def _kill_the_rest(self, turn: Callable[[], None]) -> None:
-        for server in self._servers:
-            for left in server.children:
-                who = f"pid {left.pid}" if left.pid else "a child that was only just asked for"
-                log.warning("killed: %s had not ended in time", who)
-                server.signal(left, signal.SIGKILL)
-        until = time.monotonic() + KILL_TIME
-        if self._is_busy():
-            self._parts.timer.once("end of the killed", KILL_TIME, lambda: None)
-        while self._is_busy() and time.monotonic() < until:
+    def _kill_the_rest(self, turn: Callable[[], None], *, last: bool) -> None:
+        for server, left in self._busy(last=last):
+            who = f"pid {left.pid}" if left.pid else "a child that was only just asked for"
+            log.warning("killed: %s had not ended in time", who)
+            server.signal(left, signal.SIGKILL)
+        self._wait(KILL_TIME, turn, last=last)
+
+    def _wait(self, bound: float, turn: Callable[[], None], *, last: bool) -> None:
+        """Return when those are gone, or after ``bound`` seconds."""
+        until = time.monotonic() + bound
+        if self._busy(last=last):
+            self._parts.timer.once("end of a wait", bound, lambda: None)
+        while self._busy(last=last) and time.monotonic() < until:
             turn()
 
     def _describe_server(self, server: Server) -> dict[str, Any]:
@@ -244,13 +248,10 @@ class Crew:
             raise ForkServerLost("fork a child: the fork server is being replaced")
         return self.workers.server
 
-    def _is_busy(self) -> bool:
-        return any(len(server.children) for server in self._servers)
-
-    def _are_others_busy(self) -> bool:
-        """Whether there is anybody but those that are stopped last."""
-        last = sum(place.worker.is_last and place.life is not None for place in self.workers)
-        return sum(len(server.children) for server in self._servers) > last
+    def _busy(self, *, last: bool) -> list[tuple[Server, Child]]:
+        """The children that are left: those that are the ``last`` to go, or those that are not."""
+        those = {id(each) for each in self.workers.last_children()}
+        return [(server, each) for server in self._servers for each in server.children if (id(each) in those) is last]
 
     def _take_on(self, made: Server) -> None:
         self._servers.append(made)

@@ -11,6 +11,7 @@ from typing import Any
 from daemonkit.core.timer import Timer
 from daemonkit.master.place import Event, Place, Schedule, State
 from daemonkit.master.server import Server
+from daemonkit.processes.children import Child
 from daemonkit.processes.worker import Worker
 
 log = logging.getLogger("daemonkit")
@@ -117,6 +118,11 @@ class Workers:
         for place in [*self, *self._beside]:
             if place.worker.is_last is last:
                 place.stop()
+
+    def last_children(self) -> list[Child]:
+        """The processes of those that are the last to go."""
+        lives = [place.life for place in [*self, *self._beside] if place.worker.is_last]
+        return [life.child for life in lives if life is not None and life.child is not None]
 
     def add_beside(self, place: Place) -> None:
         """A place that is none of the number, until it is idle."""

@@ -246,6 +246,24 @@ def crunch(stop):
     cluster.check()
 
 
+def test_a_stop_that_has_to_kill_hands_over_all_the_same(servers: Ensemble, tmp_path: Path, make: Make) -> None:
+    cluster = make(url(servers, tmp_path, 10))
+    more = """
+@worker
+def deaf(stop):
+    log.info("deaf")
+    while True:
+        time.sleep(60)
+"""
+    first = start(cluster, 2, more, "--graceful-timeout", "0.3")
+    first.await_log("] INFO test: deaf")
+    assert first.call("kill", "beat").returncode == 0
+    second = cluster.await_leader(*others(cluster, first))
+    assert cluster.gap(first, second) < 5  # the session would have lasted longer
+    assert "killed: " in first.log.read_text()
+    cluster.check()
+
+
 def test_the_death_of_the_master_alone_hands_over_at_once(coordinator: str, make: Make) -> None:
     cluster = make(coordinator)
     first = start(cluster, 2)
