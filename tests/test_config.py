@@ -327,6 +327,10 @@ def sample() -> str:
         unit = f"  ({option.unit})" if option.unit else ""
         value = json.dumps(option.default) if option.default is not None else ""
         parts.append(f"# {option.doc}{unit}\n# {option.key} = {value or '...'}")
+    parts.append(
+        "# A path in the cluster: what stands there is laid over this file, and each change of it is a reload.\n"
+        "# [cluster]\n# config = ..."
+    )
     parts.append("# For the scripts themselves, any keys: [settings] for all, [settings.NAME] for one.\n[settings]\n")
     return "\n\n".join(parts).replace("for one.\n\n# Rel", "for one.\n# Rel")
 

@@ -53,7 +53,7 @@ class File(NamedTuple):
         return cast(dict[str, Any], plain)
 
     def check_tables(self) -> None:
-        """Refuse what is neither [daemon] nor [settings]."""
+        """Refuse tables that mean nothing."""
         for key, value in self.tables.items():
             if key in BY_KEY and not isinstance(value, dict):
                 raise self.error("", key, f"{key} stands outside any table; put it under [daemon]")
