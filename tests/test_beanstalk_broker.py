@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -303,17 +302,27 @@ def test_of_many_who_wait_one_is_woken_by_a_put_and_has_it(server: Beanstalkd, o
         each.close()
 
 
-def test_what_a_waiter_was_given_long_ago_is_no_longer_its_own(
-    broker: BeanstalkBroker, other: BeanstalkBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_waiter_was_given_long_ago_is_no_longer_its_own(broker: BeanstalkBroker, other: BeanstalkBroker) -> None:
     assert broker.reserve("mail") == []
     fd = broker.watch()
     id = other.put("mail", NewTask(b"x"))
     assert select.select([fd], [], [], PATIENCE)[0]
     broker.drain()
     assert other.bury_task(id, "by hand")
-    monkeypatch.setattr("daemonkit.queue.waiter.time.monotonic", lambda now=time.monotonic: now() + 1)
     assert broker.reserve("mail") == []
+
+
+def test_the_end_of_a_ttr_is_seen_also_by_who_has_asked_right_before_it(broker: BeanstalkBroker) -> None:
+    broker.put("mail", NewTask(b"x", ttr=1))
+    (held,) = broker.reserve("mail")
+    select.select([], [], [], 0.9)  # the server answers DEADLINE_SOON, and then forgets to look
+    found = broker.exchange((), {"mail": 1}, 1)
+    while not found.reserved:
+        assert found.due is not None
+        select.select([broker.watch()], [], [], found.due)
+        broker.drain()
+        found = broker.exchange((), {"mail": 1}, 1)
+    assert found.reserved[0].id == held.id
 
 
 def test_a_waiter_that_has_no_room_any_more_lets_go(broker: BeanstalkBroker, other: BeanstalkBroker) -> None:

@@ -37,6 +37,7 @@ from daemonkit.queue.owner import myself
 
 log = logging.getLogger("daemonkit.queue")
 
+_SOON: Final = 1.0  # seconds before the end of a ttr, when a reserve is answered DEADLINE_SOON (protocol.txt)
 _BESIDE_OTHERS: Final = 3.0  # seconds for a reply of one of several servers: meanwhile the others wait, too
 _CUT: Final = 1.0  # seconds that are perhaps left beyond those that it tells, which are whole ones
 _LATE: Final = "it was not done within its ttr"
@@ -116,7 +117,7 @@ class BeanstalkBroker(Broker):
                     server.waiter.rest()
         lost = list({each.token: each for each in lost}.values())
         troubles = [server.trouble for server in self._servers if server.trouble]
-        return Exchange(found, lost, self._until_retry(), "; ".join(troubles) or None)
+        return Exchange(found, lost, self._until_look(), "; ".join(troubles) or None)
 
     def _sorted(self, outcomes: Iterable[Outcome]) -> tuple[dict[Server, list[Outcome]], list[Reservation]]:
         """What each server is to be told, with what it could not be told before; and what none will take."""
@@ -137,10 +138,12 @@ class BeanstalkBroker(Broker):
         servers = self._servers[n:] + self._servers[:n]
         return [server for server in servers if server.retry_at <= now] or servers
 
-    def _until_retry(self) -> float | None:
-        """Seconds until a server is to be tried again that was lost; None: there is none."""
+    def _until_look(self) -> float | None:
+        """Seconds until a server is to be asked again that was lost, or will not wake us; None: there is none."""
         now = time.monotonic()
-        return min((server.retry_at - now for server in self._servers if server.retry_at > now), default=None)
+        left = [server.retry_at - now for server in self._servers if server.retry_at > now]
+        left += [_SOON for server in self._servers if server.is_late]
+        return min(left, default=None)
 
     def recover(self) -> int:
         """Nothing: the server gives back what a lost connection had reserved, at once."""

@@ -23,6 +23,7 @@ from daemonkit.queue.waiter import Waiter
 
 _FIRST: Final = 0.25  # seconds until a server that cannot be reached is tried again, beside others; doubled
 _LONGEST: Final = 30.0  # up to this
+_ANYBODYS: Final = ("ready", "delayed")  # states
 _MOST: Final = 32  # tasks that are reserved in one round trip
 INSTANCE: Final = 8  # digits of a server's instance that an id shows
 
@@ -40,6 +41,8 @@ class Server:
         self.trouble: str | None = None  # why it cannot be used
         self.retry_at = 0.0  # monotonic seconds, before which it is left alone while there are others
         self.waiter = Waiter(where, patience)
+        # What we hold is about to run out, as the server has said: it will not see that it has, before we ask again.
+        self.is_late = False
         self._main: Connection | None = None
         self._facts: Mapping[str, str] = {"id": "", "max-job-size": "0"}  # stats when it was connected last
         self._held: dict[int, Reservation] = {}  # by the job's number
@@ -194,15 +197,18 @@ class Server:
         return found
 
     def _reserve(self, found: list[Reservation], room: dict[str, int], count: int) -> None:
-        given = self.waiter.take_given()
-        if given is not None and room.get(given[0], 0) > 0 and (first := self.take(given[1])) is not None:
-            room[first.queue] -= 1
-            found.append(first)
+        queue, job = self.waiter.take_given() or ("", 0)
+        if room.get(queue, 0) > 0 and self.ask(b"stats-job %d" % job)[0].fields.get("state") in _ANYBODYS:
+            first = self.take(job)
+            if first is not None:
+                room[first.queue] -= 1
+                found.append(first)
         while len(found) < count and (queues := [queue for queue, most in room.items() if most > 0]):
             batch = min(count - len(found), self._batch, *(room[queue] for queue in queues))
             commands = self.connection().watching(queues)
             replies = self.ask(*commands, *[b"reserve-with-timeout 0"] * batch)
             taken = {reply.number: reply.data for reply in replies if reply.word == "RESERVED"}
+            self.is_late = any(reply.word == "DEADLINE_SOON" for reply in replies)
             for reservation in self._learn(taken):
                 room[reservation.queue] -= 1
                 found.append(reservation)

@@ -8,13 +8,8 @@ and so on among all who wait.
 
 from __future__ import annotations
 
-import time
-from typing import Final
-
 from daemonkit.errors import BrokerError
 from daemonkit.queue.beanstalk import Connection
-
-_OURS: Final = 0.5  # seconds in which what was given back is nobody's: later it may be another's, or buried
 
 
 class Waiter:
@@ -26,7 +21,7 @@ class Waiter:
         self._patience = patience
         self._connection: Connection | None = None
         self._queues: frozenset[str] | None = None  # those of the reserve that is not answered yet
-        self._given: tuple[str, int, float] | None = None  # queue, number, until when it is surely delayed
+        self._given: tuple[str, int] | None = None  # queue, number
 
     def wait(self, queues: frozenset[str]) -> int:
         """Wait for tasks of ``queues``; return a descriptor that is readable when there is one: then ``hear``.
@@ -75,18 +70,17 @@ class Waiter:
             self._queues = None
             if found.word == "RESERVED":
                 fields = connection.ask([b"stats-job %d" % found.number])[0].fields
-                until = time.monotonic() + _OURS
                 command = b"release %d %s %d" % (found.number, fields["pri"].encode(), delay)
                 if connection.ask([command])[0].word == "RELEASED" and delay:
-                    self._given = fields["tube"], found.number, until
+                    self._given = fields["tube"], found.number
         except BrokerError:
             self.close()
             raise
 
     def take_given(self) -> tuple[str, int] | None:
-        """The queue and the number of the job that it was given a moment ago, once; reserve-job has it."""
+        """The queue and the number of the job that it was given last, once; it may be another's by now, or buried."""
         given, self._given = self._given, None
-        return given[:2] if given is not None and time.monotonic() < given[2] else None
+        return given
 
     def close(self) -> None:
         """Wait no longer."""
