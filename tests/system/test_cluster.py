@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import runpy
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from daemonkit.cluster.connect import connect
 from daemonkit.cluster.election import Candidacy
 from daemonkit.core.inotify import wait_until
 
+EXAMPLES = Path(__file__).parents[2] / "etc" / "examples"
 SESSION = 2.0  # seconds
 BEAT = 0.05  # seconds between two writes of a leader
 AT_ONCE = 0.3  # seconds: a hand-over that waits for no time-out
@@ -654,3 +656,26 @@ def test_a_coordinator_that_refuses_is_told_in_the_status_and_nothing_is_led(ser
         cluster.await_leader()
         outside.set("/closed", b"")
     assert host.cluster["error"] is None
+
+
+def test_the_example_hands_out_parts_and_the_next_takes_over(tmp_path: Path, make: Make) -> None:
+    cluster = make(f"local:{tmp_path}/cluster")
+    first, second = cluster.host(), cluster.host()
+    for host in (first, second):
+        done = host.call("start", EXAMPLES / "leader.py")
+        assert done.returncode == 0, done.stderr
+        host.await_log("ready, pid")
+        first.await_log("this one leads, token")
+    assert first.call("kill", "leader").returncode == 0
+    assert "another leads" in first.log.read_text()
+    second.await_log("this one leads, token")
+    second.await_log(f"works on part {second.status('leader')['cluster']['token']}/1")
+
+
+def test_the_nightly_example_refuses_a_latecomer(tmp_path: Path) -> None:
+    nightly = runpy.run_path(str(EXAMPLES / "nightly.py"))
+    report = tmp_path / "report"
+    assert nightly["replace"](str(report), 7, "first")
+    assert not nightly["replace"](str(report), 6, "late")
+    assert nightly["replace"](str(report), 7, "again")
+    assert report.read_text() == "7\nagain\n"
