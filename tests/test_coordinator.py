@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ from harness import PATIENCE
 from zookeeper import LOCAL, Ensemble, ensemble
 
 from daemonkit.cluster.connect import connect as connect_to
+from daemonkit.cluster.contender import line_of
 from daemonkit.cluster.coordinator import Coordinator
 from daemonkit.cluster.tree import MOST_DATA
 from daemonkit.cluster.watching import Value
@@ -428,6 +430,14 @@ def test_a_connection_is_not_used_after_a_fork(connect: Connect) -> None:
         os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]) == 7
     assert coordinator.get("/x").data == b""
+
+
+def test_a_line_goes_on_when_its_numbers_begin_anew() -> None:
+    """As ZooKeeper's do after 2,147,483,647 (ZooKeeper, sequence nodes)."""
+    numbers = [2147483646, 2147483647, -2147483648, -2147483647]
+    names = [f"u{place}-exclusive-{number:010d}" for place, number in enumerate(numbers)]
+    for shuffled in itertools.permutations(names):
+        assert [entry.name for entry in line_of([*shuffled, "another", "x-y-z"])] == names
 
 
 def await_line(coordinator: Coordinator, count: int) -> None:

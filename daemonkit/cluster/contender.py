@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from daemonkit.cluster.recipe import Recipe
-from daemonkit.cluster.tree import Node, Tree
+from daemonkit.cluster.tree import Node, Tree, in_order
 from daemonkit.errors import CoordinatorLost
 
 EXCLUSIVE = "exclusive"
@@ -188,6 +188,6 @@ def line_of(names: Sequence[str]) -> list[Entry]:
     for name in names:
         unique, _, rest = name.partition("-")
         kind, _, number = rest.partition("-")
-        if unique and kind in (EXCLUSIVE, SHARED) and number.isdecimal():
+        if unique and kind in (EXCLUSIVE, SHARED) and number.removeprefix("-").isdecimal():
             found.append(Entry(name, kind, int(number)))
-    return sorted(found, key=lambda entry: entry.number)
+    return in_order(found, lambda entry: entry.number)

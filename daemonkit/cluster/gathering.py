@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from typing import Final
 
 from daemonkit.cluster.recipe import Recipe
-from daemonkit.cluster.tree import Tree, check_data
+from daemonkit.cluster.tree import Tree, check_data, in_order
 from daemonkit.errors import CoordinatorTimeout
+
+_ITEM: Final = "item-"
 
 Until = Callable[[Recipe, Callable[[], bool], float | None], bool]
 
@@ -94,7 +97,7 @@ class Queue:
             CoordinatorLost: the connection was lost: it may have been put.
             CoordinatorError: the coordinator cannot be reached, or refuses.
         """
-        self._tree.create(f"{self._directory}/item-", check_data(data, "put"), sequential=True)
+        self._tree.create(f"{self._directory}/{_ITEM}", check_data(data, "put"), sequential=True)
 
     def get(self, timeout: float | None = None) -> bytes:
         """Take the oldest, waiting for one; ``timeout`` in seconds, None: as long as need be.
@@ -109,7 +112,7 @@ class Queue:
 
         def has_taken() -> bool:
             names = self._tree.children(self._directory, look.touch) or []
-            for name in sorted(names, key=lambda name: int(name.rpartition("-")[2])):
+            for name in in_order(names, lambda name: int(name.removeprefix(_ITEM))):
                 node = self._tree.get(f"{self._directory}/{name}")
                 if node is not None and self._tree.delete(node.path):  # else somebody else was faster
                     taken.append(node.data)

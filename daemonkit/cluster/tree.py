@@ -12,8 +12,8 @@ from __future__ import annotations
 import abc
 import enum
 import math
-from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple, TypeVar
 
 from daemonkit.errors import UsageError
 
@@ -21,6 +21,7 @@ MOST_DATA: Final = 1_000_000  # bytes in a node: a server takes packets of 1,048
 PATIENCE: Final = 30.0  # seconds that a call waits for a connection which is only just being made, or was lost
 
 OnChange = Callable[[], None]
+T = TypeVar("T")
 
 
 class State(enum.Enum):
@@ -194,6 +195,16 @@ def check_version(version: int | None, what: str) -> int | None:
     if version is not None and (type(version) is not int or version < 0):
         raise UsageError(f"{what}: version={version!r} must be a whole number, 0 or more, as get() returned it")
     return version
+
+
+def in_order(those: Iterable[T], number_of: Callable[[T], int]) -> list[T]:
+    """``those`` by the numbers of their sequential nodes.
+
+    ZooKeeper's are signed, of 32 bits, and go on with the least after the greatest, which a busy lock reaches in weeks.
+    """
+    listed = list(those)
+    first = number_of(listed[0]) if listed else 0
+    return sorted(listed, key=lambda each: (number_of(each) - first + 2**31) % 2**32)
 
 
 def parent_of(path: str) -> str:
