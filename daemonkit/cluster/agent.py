@@ -126,9 +126,9 @@ class Agent:
                     os.close(fd)
                 self._stop.ready()
                 self._tell()
-            elif message.kind == Word.LEAVE:
+            elif message.kind in (Word.LEAVE, Word.RESIGN):
                 self._is_attached = False
-                self._let_go()
+                self._let_go(goes_on=message.kind == Word.LEAVE)
                 self._wire.send(Word.LEFT, os.getpid())
             elif message.kind == Word.ASK:
                 self._answer()
@@ -187,9 +187,11 @@ class Agent:
                 report = report._replace(leader=leader and leader._asdict(), peers=peers)
         self._wire.send(Word.REPORT, os.getpid(), pack(report))
 
-    def _let_go(self) -> None:
-        """End nothing: the session lives on in another process."""
-        if self._coordinator is not None:
+    def _let_go(self, *, goes_on: bool) -> None:
+        """Hold no session any more; it ``goes_on`` in another process, or ends."""
+        if not goes_on:
+            self._resign()
+        elif self._coordinator is not None:
             self._coordinator.tree.leave()
         self._coordinator = self._candidacy = None
         self._told = Report(), None

@@ -24,6 +24,7 @@ class Word:
         6  # payload: an id, the same for the daemon's whole life; then credentials, or nothing: a new session
     )
     LEAVE: Final = 7  # let go of the session, alive: another process goes on with it
+    RESIGN: Final = 9  # end the session: another process begins one elsewhere
     ASK: Final = 8  # send a report with the peers
 
 

@@ -183,10 +183,14 @@ class Leading:
     def _hello(self, line: _Line, message: Message) -> None:
         line.url, line.stand = bytes(message.payload).decode(), Stand.WAITING
         holder = self._attached
-        # Of another coordinator: its session is no use to the new one, and ends when it is stopped.
-        if holder is not None and holder.url == line.url:
+        if holder is not None:
             holder.stand = Stand.LEAVING
-            self._send(holder, Word.LEAVE)
+            if holder.url == line.url:
+                self._send(holder, Word.LEAVE)
+            else:
+                self.follow("the coordinator is another one now")
+                self._close_session()
+                self._send(holder, Word.RESIGN)
         self._attach_next()
 
     def _left(self, line: _Line, message: Message) -> None:

@@ -679,3 +679,22 @@ def test_the_nightly_example_refuses_a_latecomer(tmp_path: Path) -> None:
     assert not nightly["replace"](str(report), 6, "late")
     assert nightly["replace"](str(report), 7, "again")
     assert report.read_text() == "7\nagain\n"
+
+
+def test_a_reload_with_another_coordinator_leads_there_and_no_more_here(tmp_path: Path, make: Make) -> None:
+    cluster = make(f"local:{tmp_path}/one")
+    host = cluster.host()
+    file = host.path / "daemonkit.toml"
+    host.environ["DAEMONKIT_CONFIG"] = str(file)
+    del host.environ["DAEMONKIT_COORDINATOR"]
+    file.write_text(f'[daemon]\ncoordinator = "local:{tmp_path}/one"\n')
+    host.lead()
+    cluster.await_leader()
+    file.write_text(f'[daemon]\ncoordinator = "local:{tmp_path}/two"\n')
+    done = host.call("reload", "beat")
+    assert done.returncode == 0, done.stderr
+    host.await_log("leads no more")
+    host.await_log(": leads, token", 2)
+    for name, count in (("one", 0), ("two", 1)):
+        with connect(f"local:{tmp_path}/{name}") as outside:
+            assert len(outside.leaders()) == count
