@@ -152,7 +152,7 @@ def test_more_due_jobs_than_a_batch_are_done_in_several(rig: Rig) -> None:
         each.planned = time.monotonic_ns()
     rig.timer.begin(jobs)
     assert rig.timer.run_due()
-    assert sum(each.record.runs for each in jobs) == BATCH
+    assert 0 < sum(each.record.runs for each in jobs) <= BATCH
     rig.run_until(lambda: all(each.record.runs >= 1 for each in jobs))
 
 

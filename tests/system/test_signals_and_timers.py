@@ -615,7 +615,7 @@ def test_row_20_term_to_the_waiting_start_command_ends_the_daemon_to_be_too(box:
 
 
 def test_row_20_term_during_a_start_hook_ends_the_start_and_runs_the_stop_hooks(box: Box) -> None:
-    script = box.script(HOOKS + "@on('start')\ndef begin():\n    mark('start hook')\n    time.sleep(0.3)\n")
+    script = box.script(HOOKS + "@on('start')\ndef begin():\n    mark('start hook')\n    time.sleep(1)\n")
     starting = box.popen("start", script)
     box.await_log("now in the start hook")
     os.kill(await_pid(box), signal.SIGTERM)
