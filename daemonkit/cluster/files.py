@@ -57,18 +57,36 @@ class Files:
             finally:
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
 
+    def is_in_place(self, session: str, fd: int) -> bool:
+        """Whether others who come to the directory's path find our lock, the nodes and the session's file.
+
+        They do not when these were removed, or moved away: then they know nothing of us, nor we of them.
+        """
+        try:
+            lock, file = os.stat(os.path.join(self.root, "lock")), os.stat(self.session_file(session))
+            os.stat(self._nodes)
+        except OSError:
+            return False
+        return os.path.samestat(lock, os.fstat(self._lock)) and os.path.samestat(file, os.fstat(fd))
+
+    def places(self, session: str) -> tuple[list[str], list[str]]:
+        """The directories and the files that ``is_in_place`` depends on."""
+        directories = [self._sessions, self._nodes, self.root]
+        while directories[-1] != "/":
+            directories.append(os.path.dirname(directories[-1]))
+        return directories, [os.path.join(self.root, "lock"), self.session_file(session)]
+
     def close(self) -> None:
         """Give the descriptor back."""
         os.close(self._lock)
 
     def count(self) -> int:
-        """The next number: higher than any before, also if the files were lost with a boot.
+        """The next number: higher than any before, also if the directory was lost since.
 
-        So it is no lower than the moment of the boot, in milliseconds since the epoch.
+        So it is no lower than the present moment, in microseconds since the epoch: nobody counts faster than that.
         """
         last = int(os.pread(self._lock, _COUNTER, 0) or 0)
-        booted = round((time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)) * 1000)
-        number = max(last + 1, booted)
+        number = max(last + 1, time.time_ns() // 1000)
         os.pwrite(self._lock, b"%0*d" % (_COUNTER, number), 0)
         return number
 
@@ -103,6 +121,8 @@ class Files:
         if node is None or not node.session or self.is_alive(node.session):
             return node
         self.bury(node.session)
+        if self._read(path) is not None:  # the file of its session, which would have named it, was removed
+            self._remove(path)
         return None
 
     def names(self, path: str) -> list[str] | None:

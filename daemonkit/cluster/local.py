@@ -1,6 +1,7 @@
 """A tree in the file system of one host: nothing else needs to run.
 
-It survives the death of any process, and is as durable as its directory.  A fencing number grows over boots, too.
+It survives the death of any process, and is as durable as its directory.  When that is removed, or moved away, all that
+was held in it is lost at once, and begins anew at the same path.  A fencing number grows over that, too.
 """
 
 from __future__ import annotations
@@ -24,10 +25,21 @@ from daemonkit.cluster.tree import (
     parent_of,
 )
 from daemonkit.core.filesystem import network_type
-from daemonkit.core.inotify import IN_CLOSE_WRITE, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_MOVED, Watch
-from daemonkit.errors import CoordinatorError
+from daemonkit.core.inotify import (
+    IN_ATTRIB,
+    IN_CLOSE_WRITE,
+    IN_CREATE,
+    IN_DELETE,
+    IN_DELETE_SELF,
+    IN_MOVE_SELF,
+    IN_MOVED,
+    Watch,
+)
+from daemonkit.errors import CoordinatorError, CoordinatorLost
 
-_NODE: Final = IN_CREATE | IN_DELETE | IN_MOVED | IN_DELETE_SELF
+_NODE: Final = IN_CREATE | IN_DELETE | IN_MOVED | IN_DELETE_SELF | IN_MOVE_SELF
+_DIRECTORY: Final = IN_DELETE_SELF | IN_MOVE_SELF
+_FILE: Final = IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF  # a file that is open tells of its unlinking by IN_ATTRIB
 _SESSION: Final = IN_CLOSE_WRITE | IN_DELETE_SELF
 _LAST_STEP: Final = 10.0  # seconds from the event of a close until the lock is released, at most
 _FIRST_LOOK: Final = 0.0005  # seconds between two looks at that, doubled
@@ -44,29 +56,22 @@ class LocalTree(Tree):
             CoordinatorError: the directory cannot be used, or is shared with other hosts.
         """
         self.url = f"local:{root}"
-        self._files = Files(root)
-        if kind := network_type(root):
-            self._files.close()
-            raise CoordinatorError(
-                f"use {root}: it is on {kind}, which other hosts may share, and they would not see our locks; "
-                "name a directory of this host, or a zookeeper: coordinator"
-            )
+        self._root = os.path.normpath(root)
         self._pid = os.getpid()
-        self._fd = 0  # of the session's file
+        self._state = State.LOST  # there is none yet
+        self._due: list[OnChange] = []  # to be called by ``dispatch``, whatever it finds
         self._inotify: Watch | None = None
         self._watched: dict[
             int, dict[str, list[OnChange]]
         ] = {}  # by what it is: "node", "children" or a session's name
-        with self._locked("begin a session in"):
-            if credentials is None:
-                self._session, self._fd = self._files.open_session()
-            else:
-                self._session, self._fd = credentials.session, os.dup(credentials.fds[0])
-            self._files.bury_dead()
+        self._guards: set[int] = set()  # watches of what the session depends on
+        self._begin(credentials)
 
     @property
     def state(self) -> State:
-        return State.CONNECTED if self._fd >= 0 else State.CLOSED
+        if self._state is State.CONNECTED and os.getpid() == self._pid:
+            self._lose_if_gone()
+        return self._state
 
     @property
     def session(self) -> str:
@@ -136,9 +141,11 @@ class LocalTree(Tree):
         return self._watch.fd
 
     def dispatch(self) -> bool:
-        if self._fd < 0:
+        if self._state is State.CLOSED:
             return False
-        calls: list[OnChange] = []
+        if self.state is State.LOST:
+            self._begin()
+        calls, self._due = self._due, []
         for event in self._watch.events():
             waiting = self._watched.get(event.watch)
             if waiting is None:
@@ -148,33 +155,72 @@ class LocalTree(Tree):
             for kind in list(waiting):
                 if kind.isdecimal() and not event.is_gone:
                     self._see_off(kind)
-                if event.is_gone or kind.isdecimal() or (kind == "node") == (event.name == OWN):
+                if event.is_gone or not event.name or (kind == "node") == (event.name == OWN):
                     calls += waiting.pop(kind)
         for call in calls:
             call()
         return bool(calls)
 
     def credentials(self) -> Credentials | None:
-        return Credentials(self._session, fds=[self._fd])
+        return Credentials(self._session, fds=[self._fd]) if self.state is State.CONNECTED else None
 
     def close(self) -> None:
-        if self._fd < 0:
-            return
-        if os.getpid() == self._pid:
+        if self._state is State.CONNECTED and os.getpid() == self._pid:
             with contextlib.suppress(CoordinatorError), self._locked("end a session in"):
                 self._files.bury(self._session)
         self.leave()
 
     def leave(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            self._files.close()
-            if self._inotify:
-                self._inotify.close()
+        if self._state is State.CONNECTED:
+            self._end()
+        self._state = State.CLOSED
+        if self._inotify:
+            self._inotify.close()
 
     def forsake(self) -> None:
         self.leave()
+
+    def _begin(self, credentials: Credentials | None = None) -> None:
+        """Have a session, where the directory is now."""
+        self._files = Files(self._root)
+        self._fd = -1
+        try:
+            if kind := network_type(self._root):
+                raise CoordinatorError(
+                    f"use {self._root}: it is on {kind}, which other hosts may share, and they would not see our "
+                    "locks; name a directory of this host, or a zookeeper: coordinator"
+                )
+            with self._files.locked("begin a session in"):
+                if credentials is not None and self._files.is_in_place(credentials.session, credentials.fds[0]):
+                    self._session, self._fd = credentials.session, os.dup(credentials.fds[0])
+                else:
+                    self._session, self._fd = self._files.open_session()
+                self._files.bury_dead()
+        except BaseException:
+            self._end()
+            raise
+        self._state = State.CONNECTED
+        if self._inotify:
+            self._guard(self._inotify)
+            os.fchmod(self._fd, 0o600)  # an event: whoever polls comes by, and calls what is due
+
+    def _end(self) -> None:
+        """Have none any more."""
+        self._files.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def _lose_if_gone(self) -> None:
+        """The session is lost when others cannot find it: whoever comes to the path begins anew there, as we do."""
+        if self._files.is_in_place(self._session, self._fd):
+            return
+        self._end()
+        self._state, self._session = State.LOST, ""
+        self._due.append(self._tell_state)
+
+    def _tell_state(self) -> None:
+        if self.on_state:
+            self.on_state()
 
     @contextlib.contextmanager
     def _locked(self, doing: str) -> Iterator[None]:
@@ -182,10 +228,24 @@ class LocalTree(Tree):
             raise CoordinatorError(
                 f"use {self.url}: this connection is that of pid {self._pid}; open one after the fork"
             )
-        if self._fd < 0:
+        if self._state is State.CLOSED:
             raise CoordinatorError(f"use {self.url}: this connection is closed")
-        with self._files.locked(doing):
-            yield
+        if self._state is State.LOST:
+            self._begin()
+        error: CoordinatorError | None = None
+        try:
+            with self._files.locked(doing):
+                if is_in_place := self._files.is_in_place(self._session, self._fd):
+                    yield
+        except CoordinatorError as found:
+            error, is_in_place = found, self._files.is_in_place(self._session, self._fd)
+        if not is_in_place:
+            self._lose_if_gone()
+            raise CoordinatorLost(
+                f"{doing} {self._root}: it was removed or moved away; a new session begins"
+            ) from error
+        if error:
+            raise error
 
     @property
     def _watch(self) -> Watch:
@@ -194,19 +254,34 @@ class LocalTree(Tree):
                 self._inotify = Watch()
             except OSError as error:
                 raise CoordinatorError(
-                    f"watch {self._files.root}: {error.strerror}; raise fs.inotify.max_user_instances (sysctl)"
+                    f"watch {self._root}: {error.strerror}; raise fs.inotify.max_user_instances (sysctl)"
                 ) from None
+            self._guard(self._inotify)
         return self._inotify
+
+    def _guard(self, inotify: Watch) -> None:
+        """Watch what the session depends on, and nothing else."""
+        for watch in {*self._guards, *self._watched}:
+            inotify.remove(watch)
+        self._due += [call for kinds in self._watched.values() for waiting in kinds.values() for call in waiting]
+        self._watched.clear()
+        self._guards.clear()
+        directories, files = self._files.places(self._session)
+        for path, mask in [*((path, _DIRECTORY) for path in directories), *((path, _FILE) for path in files)]:
+            with contextlib.suppress(OSError):  # gone, or not ours to read: it is looked for before anything is done
+                self._guards.add(inotify.add(path, mask))
 
     def _arm(self, path: str, kind: str, on_change: OnChange) -> None:
         """Wait for a change of ``path``, or of the nearest node above it that there is."""
-        while not os.path.isdir(directory := self._files.directory(path)):
+        while path != "/" and not os.path.isdir(self._files.directory(path)):
             path, kind = parent_of(path), "children"
-        watch = self._watch.add(directory, _NODE)
+        watch = self._watch.add(self._files.directory(path), _NODE)
         self._watched.setdefault(watch, {}).setdefault(kind, []).append(on_change)
 
     def _arm_session(self, session: str, on_change: OnChange) -> None:
         """Wait for its end."""
+        if session == self._session:  # guarded; ``on_state`` tells
+            return
         with contextlib.suppress(FileNotFoundError):
             watch = self._watch.add(self._files.session_file(session), _SESSION)
             self._watched.setdefault(watch, {}).setdefault(session, []).append(on_change)

@@ -66,6 +66,10 @@ class Watch:
         _check(watch, path)
         return watch
 
+    def remove(self, watch: int) -> None:
+        """Watch no more what ``add`` has given that number; one that is gone by itself is no error."""
+        self._libc.inotify_rm_watch(self.fd, watch)
+
     def events(self) -> list[Event]:
         """What has happened since the last call, without waiting."""
         found = []

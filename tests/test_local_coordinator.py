@@ -1,0 +1,147 @@
+"""What only the coordinator of one host has: a directory, which can be moved, removed and damaged."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import PATIENCE
+
+from daemonkit.cluster.connect import connect as connect_to
+from daemonkit.cluster.coordinator import Coordinator
+from daemonkit.cluster.tree import State
+from daemonkit.errors import CoordinatorLost
+
+Connect = Callable[[], Coordinator]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "cluster"
+
+
+@pytest.fixture
+def connect(directory: Path) -> Iterator[Connect]:
+    """A function that opens one connection more."""
+    directory.parent.mkdir()
+    opened: list[Coordinator] = []
+
+    def connect() -> Coordinator:
+        opened.append(connect_to(f"local:{directory}"))
+        return opened[-1]
+
+    yield connect
+    for each in opened:
+        each.close()
+
+
+def await_true(condition: Callable[[], object], *coordinators: Coordinator) -> None:
+    """Take ``coordinators`` forward, when they ask for it, until ``condition`` is true."""
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until
+        ready, _, _ = select.select([each.fileno() for each in coordinators], [], [], PATIENCE)
+        assert ready
+        for each in coordinators:
+            each.dispatch()
+
+
+def move(directory: Path) -> None:
+    directory.rename(directory.with_name("cluster.old"))
+
+
+def move_what_is_above(directory: Path) -> None:
+    directory.parent.rename(directory.parent.with_name("run.old"))
+    directory.parent.mkdir()
+
+
+def remove_the_lock(directory: Path) -> None:
+    (directory / "lock").unlink()
+
+
+def remove_the_sessions(directory: Path) -> None:
+    shutil.rmtree(directory / "sessions")
+
+
+@pytest.mark.parametrize(
+    "harm", [move, move_what_is_above, shutil.rmtree, remove_the_lock, remove_the_sessions], ids=lambda f: f.__name__
+)
+def test_who_leads_sees_at_once_that_the_directory_is_gone_and_begins_anew(
+    connect: Connect, directory: Path, harm: Callable[[Path], object]
+) -> None:
+    one = connect()
+    a, held, member = one.elect("job"), one.lock("x"), one.join({"n": 1})
+    assert one.fileno() >= 0
+    one.dispatch()
+    assert a.is_held
+    token, session = a.token, one.tree.session
+    one.dispatch()
+    harm(directory)
+    assert not a.is_held
+    assert not held.is_held()
+    assert one.tree.state is State.LOST
+    other = connect()
+    b = other.elect("job")
+    other.dispatch()
+    assert b.is_held
+    assert b.token > token
+    assert not a.is_held
+    await_true(lambda: len(other.members()) == 1 and a.node and a.node.session == one.tree.session, one)
+    assert not a.is_held
+    assert one.tree.session != session
+    other.close()
+    await_true(lambda: a.is_held, one)
+    assert a.token > b.token
+    assert not held.is_held()
+    held.release()
+    one.leave(member)
+    assert one.members() == []
+
+
+def test_followers_find_each_other_where_the_directory_was_and_then_sleep(connect: Connect, directory: Path) -> None:
+    each = [connect() for _ in range(3)]
+    candidates = [one.elect("job") for one in each]
+    for one in each:
+        one.dispatch()
+    shutil.rmtree(directory)
+    await_true(lambda: len(list((directory / "nodes/daemonkit/leaders/job").glob("*-*"))) == 3, *each)
+    await_true(lambda: sum(one.is_held for one in candidates) == 1, *each)
+    for one in each * 2:
+        one.wait(0.01)
+    assert not any(one.wait(0.01) for one in each)
+    assert len({one.token for one in candidates}) == 3
+
+
+def test_what_is_asked_of_a_directory_that_was_moved_away_is_told_to_be_lost_and_done_the_next_time(
+    connect: Connect, directory: Path
+) -> None:
+    one = connect()
+    seen: list[bytes | None] = []
+    one.watch("/x", lambda value: seen.append(value.data))
+    one.set("/x", b"1")
+    one.dispatch()
+    move(directory)
+    with pytest.raises(CoordinatorLost, match=r"read /x in .*cluster: it was removed or moved away"):
+        one.get("/x")
+    assert one.get("/x").data is None
+    await_true(lambda: seen[-1] is None, one)
+    assert seen == [b"1", None]
+    with one.lock("x", timeout=PATIENCE) as held:
+        assert held.is_held()
+
+
+def test_a_session_of_another_process_whose_file_is_gone_is_not_gone_on_with(connect: Connect, directory: Path) -> None:
+    one = connect()
+    credentials = one.tree.credentials()
+    assert credentials is not None
+    with connect_to(one.url, "", credentials) as other:
+        assert other.tree.session == one.tree.session
+        other.tree.leave()
+    os.unlink(directory / "sessions" / one.tree.session)
+    with connect_to(one.url, "", credentials) as other:
+        assert other.tree.session != credentials.session
