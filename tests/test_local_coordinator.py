@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -145,3 +147,69 @@ def test_a_session_of_another_process_whose_file_is_gone_is_not_gone_on_with(con
     os.unlink(directory / "sessions" / one.tree.session)
     with connect_to(one.url, "", credentials) as other:
         assert other.tree.session != credentials.session
+
+
+KILLED_AT_EACH_STEP = """
+import os, sys
+from daemonkit.cluster.connect import connect
+
+def work(step):
+    other, left = connect(url), [step]
+    def count(event, args):
+        if event in EVENTS and str(args[0]).startswith(directory):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), 9)
+    sys.addaudithook(count)
+    while True:
+        other.lock("x").release()
+
+EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir"}
+directory = sys.argv[1]
+url = "local:" + directory
+coordinator = connect(url)
+coordinator.lock("x").release()
+for step in range(80):
+    if (pid := os.fork()) == 0:
+        work(step)
+    assert os.waitpid(pid, 0)[1] == 9
+    coordinator.lock("x", timeout=float(sys.argv[2])).release()
+    assert coordinator.locks() == []
+"""
+
+
+def test_wherever_the_holder_of_a_lock_is_killed_the_lock_is_free(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", KILLED_AT_EACH_STEP, str(tmp_path / "cluster"), str(PATIENCE)]
+    subprocess.run(program, check=True, timeout=10 * PATIENCE)
+    assert {each.name for each in (tmp_path / "cluster/nodes/daemonkit/locks/x").iterdir()} == {"="}
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}\n", b"nothing\nof ours", b"\xff", b'{"version":"x"}'], ids=repr)
+def test_what_is_no_node_of_ours_is_none_and_gives_way(connect: Connect, directory: Path, text: bytes) -> None:
+    one = connect()
+    one.set("/x", b"1")
+    one.set("/above/below", b"1")
+    for node in ("x", "above"):
+        (directory / "nodes" / node / "=").write_bytes(text)
+    assert one.get("/x").data is None
+    assert one.children("/") == ["above"]
+    assert one.children("/above") == ["below"]
+    assert one.set("/x", b"2") == 0
+    assert one.get("/x").data == b"2"
+    assert one.get("/above").data == b""
+    (directory / "nodes/daemonkit").mkdir()
+    with one.lock("x", timeout=PATIENCE) as held:
+        assert held.is_held()
+
+
+@pytest.mark.parametrize("text", [b"", b"x", b"-5", b"\xff" * 100], ids=repr)
+def test_a_damaged_count_begins_anew_and_still_grows(connect: Connect, directory: Path, text: bytes) -> None:
+    one = connect()
+    before = one.lock("x")
+    (directory / "lock").write_bytes(text)
+    (directory / "sessions/foreign").mkdir()
+    other = connect()
+    with other.lock("y") as held:
+        assert held.token > before.token
+    with other.lock("y") as again:
+        assert again.token > held.token

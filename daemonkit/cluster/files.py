@@ -1,5 +1,8 @@
 """The nodes of a local tree as files: a directory each, whose file ``=`` is the node's own.
 
+A node is made elsewhere and renamed into its place, and renamed away before it is taken apart: who is killed meanwhile
+leaves nothing half done (rename(2)).
+
 Whoever reads or writes holds the lock of the whole tree (flock(2)); the locked file counts the nodes that were created.
 A session is a file, too, locked for as long as it lives, and its lines are the ephemeral nodes that it has created.  So
 the kernel tells who has died, and whoever comes by next removes what that has left.
@@ -38,6 +41,8 @@ class Files:
         self.root = root
         self._nodes = os.path.join(root, "nodes")
         self._sessions = os.path.join(root, "sessions")
+        self._making = os.path.join(root, "making")  # a node that is no node yet
+        self._removing = os.path.join(root, "removing")  # and one that is none any more
         with self._told("use"):
             for path in (root, self._nodes, self._sessions):
                 with contextlib.suppress(FileExistsError):
@@ -85,8 +90,8 @@ class Files:
 
         So it is no lower than the present moment, in microseconds since the epoch: nobody counts faster than that.
         """
-        last = int(os.pread(self._lock, _COUNTER, 0) or 0)
-        number = max(last + 1, time.time_ns() // 1000)
+        last = os.pread(self._lock, _COUNTER, 0)
+        number = max(int(last) + 1 if last.isdigit() else 0, time.time_ns() // 1000)
         os.pwrite(self._lock, b"%0*d" % (_COUNTER, number), 0)
         return number
 
@@ -100,20 +105,19 @@ class Files:
         return "/".join((self._nodes, *names))
 
     def create(self, node: Node) -> None:
-        """Write a node that is not there, and those above it."""
+        """Write a node that is not there, and those above it: all of it, or nothing."""
         self._make(parent_of(node.path))
-        os.mkdir(self.directory(node.path), _MODE)
-        self.write(node)
+        directory = self.directory(node.path)
+        if os.path.isdir(directory):  # what is no node (see ``_read``) may stand there
+            self._remove(node.path)
+        _clear(self._making)
+        os.mkdir(self._making, _MODE)
+        _write(self._making, node)
+        os.rename(self._making, directory)
 
     def write(self, node: Node) -> None:
         """Write a node whose directory is there: all of it, or nothing."""
-        head = json.dumps(node._replace(path="", data=b"")._asdict() | {"data": None}).encode()
-        directory = self.directory(node.path)
-        new = f"{directory}/{_NEW}"
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
-            file.write(head + b"\n" + node.data)
-        os.rename(new, f"{directory}/{OWN}")
+        _write(self.directory(node.path), node)
 
     def read(self, path: str) -> Node | None:
         """Read a node; None: there is none, or its session is dead, which is cleaned up."""
@@ -129,7 +133,7 @@ class Files:
         """The names right below ``path``, also those of dead sessions; None: there is no such node."""
         try:
             found = os.listdir(self.directory(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return [unquote(name) for name in found if name not in (OWN, _NEW)]
 
@@ -184,8 +188,8 @@ class Files:
         """Remove a session, and all that it has created as ephemeral."""
         file = self.session_file(session)
         try:
-            with open(file) as lines:
-                paths = lines.read().splitlines()
+            with open(file, errors="replace") as lines:
+                paths = [line for line in lines.read().splitlines() if line.startswith("/")]
         except FileNotFoundError:
             return
         for path in paths:
@@ -197,18 +201,17 @@ class Files:
     def bury_dead(self) -> None:
         """Do so for all sessions that are dead."""
         for session in os.listdir(self._sessions):
-            if not self.is_alive(session):
+            if session.isdecimal() and not self.is_alive(session):
                 self.bury(session)
 
     def _read(self, path: str) -> Node | None:
         directory = self.directory(path)
         try:
             with open(f"{directory}/{OWN}", "rb") as file:
-                head, _, data = file.read().partition(b"\n")
-        except FileNotFoundError:
-            # One that was only made for others below it, or whose writing a crash has interrupted.
-            return Node(path, b"", 0, 0, "", 0.0) if os.path.isdir(directory) else None
-        return Node(**{**json.loads(head), "path": path, "data": data})
+                return _node(path, file.read())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            # A power cut may have lost what was written, not by us.  It stands for those below it, if there are any.
+            return Node(path, b"", 0, 0, "", 0.0) if path == "/" or self.names(path) else None
 
     def _make(self, path: str) -> None:
         if path != "/" and not os.path.isdir(self.directory(path)):
@@ -216,11 +219,9 @@ class Files:
             self.create(Node(path, b"", 0, self.count(), "", time.time()))
 
     def _remove(self, path: str) -> None:
-        directory = self.directory(path)
-        for name in (OWN, _NEW):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{directory}/{name}")
-        os.rmdir(directory)
+        _clear(self._removing)
+        os.rename(self.directory(path), self._removing)
+        _clear(self._removing)
 
     @contextlib.contextmanager
     def _told(self, doing: str) -> Iterator[None]:
@@ -230,6 +231,46 @@ class Files:
             raise
         except OSError as error:
             raise CoordinatorError(f"{doing} {self.root}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _write(directory: str, node: Node) -> None:
+    head = json.dumps(node._replace(path="", data=b"")._asdict() | {"data": None}).encode()
+    new = f"{directory}/{_NEW}"
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(head + b"\n" + node.data)
+        if not node.session:  # a power cut after the rename would leave an empty file; it ends all sessions anyway
+            file.flush()
+            os.fsync(fd)
+    os.rename(new, f"{directory}/{OWN}")
+
+
+def _clear(directory: str) -> None:
+    """Remove a directory with all that is in it, if it is there."""
+    try:
+        found = list(os.scandir(directory))
+    except FileNotFoundError:
+        return
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            _clear(entry.path)
+        else:
+            os.unlink(entry.path)
+    os.rmdir(directory)
+
+
+def _node(path: str, text: bytes) -> Node:
+    """What ``_write`` has written; ValueError: somebody else has."""
+    head, _, data = text.partition(b"\n")
+    words = json.loads(head)
+    try:
+        version, number, session, created = (words[name] for name in ("version", "number", "session", "created"))
+        node = Node(path, data, int(version), int(number), str(session), float(created))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: no node") from error
+    if node.session and not node.session.isdecimal():
+        raise ValueError(f"{path}: no session of ours")
+    return node
 
 
 def _check(node: Node, version: int | None) -> None:
