@@ -19,6 +19,7 @@ from zookeeper import LOCAL, Ensemble, ensemble
 from daemonkit.cluster.connect import connect as connect_to
 from daemonkit.cluster.contender import line_of
 from daemonkit.cluster.coordinator import Coordinator
+from daemonkit.cluster.hold import Hold
 from daemonkit.cluster.tree import MOST_DATA
 from daemonkit.cluster.watching import Value
 from daemonkit.errors import CoordinatorError, CoordinatorTimeout, UsageError, VersionMismatch
@@ -173,6 +174,25 @@ def test_a_lock_is_had_by_one_and_its_token_grows(connect: Connect) -> None:
     with one.lock("x") as a, one.lock("y") as b:
         assert a.is_held()
         assert b.is_held()
+
+
+@pytest.mark.parametrize(
+    "take", [lambda c: c.lock("x"), lambda c: c.lock("x", shared=True), lambda c: c.semaphore("x", 1)]
+)
+def test_a_lock_whose_node_was_deleted_by_hand_is_held_no_more(
+    connect: Connect, take: Callable[[Coordinator], Hold]
+) -> None:
+    one, two = connect(), connect()
+    held = take(one)
+    assert held.is_held()
+    (info,) = two.locks()
+    top = "semaphores" if info.kind == "semaphore" else "locks"
+    (name,) = two.children(f"/daemonkit/{top}/x")
+    two.delete(f"/daemonkit/{top}/x/{name}")
+    with take(two) as other:
+        assert not held.is_held()
+        held.release()
+        assert other.is_held()
 
 
 def test_locks_are_given_in_the_order_in_which_they_were_asked_for(url: str, connect: Connect) -> None:

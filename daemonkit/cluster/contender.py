@@ -114,6 +114,15 @@ class Contender(Recipe):
         """Whether our node is, when it is first in line."""
         return True
 
+    def is_there(self) -> bool:
+        """Whether our node is, and ours.
+
+        Raises:
+            CoordinatorError: the tree cannot be reached, or refuses.
+        """
+        found = self.tree.get(self.node.path) if self.node is not None else None
+        return found is not None and self.node is not None and found[3:5] == self.node[3:5]
+
     def leave(self) -> None:
         """Stand in line no more.
 

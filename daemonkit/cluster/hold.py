@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from daemonkit.cluster.contender import Contender
+from daemonkit.errors import CoordinatorError
 
 
 class Hold:
@@ -21,13 +22,18 @@ class Hold:
         self._forget = forget
 
     def is_held(self) -> bool:
-        """Whether it is still ours: for sure, and now.
+        """Whether it is still ours: for sure, and now: it is looked for at the coordinator.
 
         False after a lost connection until there is another, and for good when the session is gone: then somebody else
         may have it.  Asked before each step of a long piece of work, it keeps two from doing it; what the work writes
         to can refuse a ``token`` smaller than the last one.
         """
-        return self._contender is not None and self._contender.is_held
+        if self._contender is None or not self._contender.is_held:
+            return False
+        try:
+            return self._contender.is_there() and self._contender.is_held
+        except CoordinatorError:  # nobody knows
+            return False
 
     def release(self) -> None:
         """Let the next have it; a second call does nothing.
