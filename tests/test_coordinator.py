@@ -22,7 +22,7 @@ from daemonkit.cluster.coordinator import Coordinator
 from daemonkit.cluster.hold import Hold
 from daemonkit.cluster.tree import MOST_DATA
 from daemonkit.cluster.watching import Value
-from daemonkit.errors import CoordinatorError, CoordinatorTimeout, UsageError, VersionMismatch
+from daemonkit.errors import CoordinatorError, CoordinatorLost, CoordinatorTimeout, UsageError, VersionMismatch
 
 Connect = Callable[..., Coordinator]
 SHORT = 0.05  # seconds in which nothing is to happen
@@ -77,14 +77,16 @@ def await_true(condition: Callable[[], object], *coordinators: Coordinator) -> N
             each.dispatch()
 
 
-def hold(url: str, what: str) -> subprocess.Popen[bytes]:
+def hold(url: str, what: str, *arguments: str) -> subprocess.Popen[bytes]:
     """A process that holds ``what``, and says so, with its token."""
     program = (
         "import sys\nfrom daemonkit.cluster.connect import connect\n"
         f"c = connect({url!r}, 'other')\nh = {what}\nprint(getattr(h, 'token', 0), flush=True)\n"
         "while not c.wait(PATIENCE):\n    pass\nsys.stdin.read()".replace("PATIENCE", str(PATIENCE))
     )
-    return subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )
 
 
 def test_what_is_set_is_read_and_versions_grow(connect: Connect) -> None:
@@ -398,6 +400,82 @@ def test_a_barrier_opens_when_all_have_come_and_is_left_together(url: str, conne
     again = one.barrier("b", 1)
     again.enter(timeout=PATIENCE)
     again.leave(timeout=PATIENCE)
+
+
+MEETS_AGAIN = """c.barrier('b', 2)
+for n in range(20):
+    h.enter(30)
+    c.set(f'/met/{n}/{sys.argv[1]}', b'')
+    assert len(c.children(f'/met/{n}')) <= 2
+    h.leave(30)
+    assert len(c.children(f'/met/{n}')) == 2
+print('done', flush=True)"""
+
+
+def test_a_barrier_is_used_again_at_once_round_after_round(url: str) -> None:
+    both = [hold(url, MEETS_AGAIN, str(n)) for n in range(2)]
+    for process in both:
+        assert said(process) == "done"
+        end(process)
+
+
+def test_who_was_killed_within_a_barrier_does_not_keep_it_open(url: str, connect: Connect) -> None:
+    one, two = connect(), connect()
+    killed = [hold(url, "c.barrier('b', 2)\nh.enter()") for _ in range(2)]
+    for process in killed:
+        said(process)
+        end(process)
+    there: list[Value] = []
+    two.watch("/daemonkit/barriers/b/entrants", there.append)
+    await_true(lambda: there and not there[-1].children, two)
+    with pytest.raises(CoordinatorTimeout, match="not 2 have come in time"):
+        one.barrier("b", 2).enter(timeout=SHORT)
+    await_true(lambda: not two.children("/daemonkit/barriers/b/entrants"), two)
+
+
+def test_who_comes_to_a_round_that_is_on_waits_for_the_next(url: str, connect: Connect) -> None:
+    one = connect()
+    enters = "c.barrier('b', 2)\nh.enter()\nprint('in', flush=True)"
+    others = [hold(url, f"{enters}\nsys.stdin.readline()") for _ in range(2)]
+    assert [said(process) for process in others] == ["in", "in"]
+    waiting = hold(url, enters)
+    with pytest.raises(CoordinatorTimeout):
+        one.barrier("b", 2).enter(timeout=SHORT)
+    for process in others:
+        end(process)
+    one.barrier("b", 2).enter(timeout=PATIENCE)
+    assert said(waiting) == "in"
+    end(waiting)
+
+
+def test_what_is_taken_from_a_queue_by_a_lost_request_is_told_to_be_lost(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = connect(), connect()
+    other.queue("q").put(b"1")
+    other.queue("q").put(b"2")
+    delete = one.tree.delete
+
+    def lose(path: str, version: int | None = None) -> bool:
+        delete(path, version)
+        raise CoordinatorLost("delete it: the connection was lost; it may have been done")
+
+    with monkeypatch.context() as lost:
+        lost.setattr(one.tree, "delete", lose)
+        with pytest.raises(CoordinatorLost, match="may have been done"):
+            one.queue("q").get(timeout=PATIENCE)
+    assert one.queue("q").get(timeout=PATIENCE) == b"2"
+
+
+def test_what_is_no_thing_in_a_queue_is_let_alone(coordinator: Coordinator) -> None:
+    queue = coordinator.queue("q")
+    for name in ("zzz", "item-", "item-x", "7"):
+        coordinator.set(f"/daemonkit/queues/q/{name}", b"foreign")
+    queue.put(b"ours")
+    assert len(queue) == 1
+    assert queue.get(timeout=PATIENCE) == b"ours"
+    with pytest.raises(CoordinatorTimeout):
+        queue.get(timeout=SHORT)
 
 
 def test_a_queue_gives_each_thing_to_one_in_order(connect: Connect) -> None:

@@ -201,8 +201,11 @@ def in_order(those: Iterable[T], number_of: Callable[[T], int]) -> list[T]:
     """``those`` by the numbers of their sequential nodes.
 
     ZooKeeper's are signed, of 32 bits, and go on with the least after the greatest, which a busy lock reaches in weeks.
+    Those of ``local:`` are larger, and only grow.
     """
     listed = list(those)
+    if any(number_of(each) >= 2**31 for each in listed):
+        return sorted(listed, key=number_of)
     first = number_of(listed[0]) if listed else 0
     return sorted(listed, key=lambda each: (number_of(each) - first + 2**31) % 2**32)
 
