@@ -344,6 +344,20 @@ def test_members_are_there_until_they_leave_or_die(url: str, connect: Connect) -
     end(killed)
 
 
+FOREIGN = [b"", b"\xff", b"[1]", b"[" * 100_000, b'{"pid":"x","host":7,"since":"y","token":null,"daemon":[]}']
+
+
+@pytest.mark.parametrize("data", FOREIGN, ids=range(len(FOREIGN)))
+def test_what_others_have_written_is_shown_as_far_as_it_is_known(coordinator: Coordinator, data: bytes) -> None:
+    for top in ("leaders", "locks", "semaphores", "members"):
+        coordinator.set(f"/daemonkit/{top}/x/theirs-exclusive-0000000001", data)
+        coordinator.set(f"/daemonkit/{top}/x/zzz", data)
+        coordinator.set(f"/daemonkit/{top}/x", data)
+    assert [each.pid for each in coordinator.leaders()] == [0]
+    assert [each.pid for each in coordinator.locks()] == [0, 0]
+    assert [each.pid for each in coordinator.members("x")] == [0, 0]
+
+
 def test_a_watch_tells_of_values_and_children_through_deletion_and_creation(connect: Connect) -> None:
     watcher, other = connect(), connect()
     seen: list[Value] = []

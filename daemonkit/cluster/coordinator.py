@@ -19,7 +19,7 @@ from daemonkit.cluster.election import Candidacy, Leader, leader_of
 from daemonkit.cluster.gathering import Barrier, Queue
 from daemonkit.cluster.hold import Hold, LockInfo
 from daemonkit.cluster.membership import Membership, member, members_of
-from daemonkit.cluster.recipe import Member, Recipe, introduce
+from daemonkit.cluster.recipe import Member, Recipe, introduce, words_of
 from daemonkit.cluster.tree import PATIENCE, State, Tree, check_data, check_name, check_path
 from daemonkit.cluster.watching import Value, Watching
 from daemonkit.errors import CoordinatorError, CoordinatorLost, CoordinatorTimeout, UsageError
@@ -281,8 +281,6 @@ class Coordinator:
                 is_held = rule(line, place) is None
                 kind = entry.kind
                 if top == "semaphores":
-                    from daemonkit.cluster.recipe import words_of
-
                     is_held, kind = bool(words_of(node.data).get("held")), "semaphore"
                 found.append(
                     LockInfo(name, kind, is_held, node.number, who.host, who.pid, who.daemon, who.since, who.session)

@@ -6,7 +6,7 @@ import time
 from typing import Any, NamedTuple
 
 from daemonkit.cluster.contender import EXCLUSIVE, Contender, line_of, one_alone
-from daemonkit.cluster.recipe import introduce, words_of
+from daemonkit.cluster.recipe import introduce, number_of, words_of
 from daemonkit.cluster.tree import Tree
 
 
@@ -54,13 +54,14 @@ def leader_of(tree: Tree, directory: str, name: str) -> Leader | None:
             top = tree.get(directory)
             told = words_of(top.data) if top else {}
             since = told.get("since") if told.get("token") == node.number else None
+            since = since if isinstance(since, (int, float)) else node.created
             return Leader(
                 name,
                 node.number,
                 str(words.get("host", "")),
-                int(words.get("pid", 0)),
+                number_of(words, "pid"),
                 str(words.get("daemon", "")),
-                float(since or node.created),
+                float(since),
                 node.session,
                 words.get("data"),
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from daemonkit.cluster.recipe import Member, Recipe, introduce, words_of
+from daemonkit.cluster.recipe import Member, Recipe, introduce, number_of, words_of
 from daemonkit.cluster.tree import Node, Tree
 
 
@@ -49,7 +49,7 @@ def member(name: str, node: Node) -> Member:
     return Member(
         name,
         str(words.get("host", "")),
-        int(words.get("pid", 0)),
+        number_of(words, "pid"),
         str(words.get("daemon", "")),
         node.created,
         node.session,

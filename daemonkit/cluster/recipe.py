@@ -71,9 +71,15 @@ def words_of(data: bytes) -> dict[str, Any]:
     """What ``introduce`` has written; nothing if somebody else has written it."""
     try:
         words = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return words if isinstance(words, dict) else {}
+
+
+def number_of(words: dict[str, Any], name: str) -> int:
+    """A whole number among the words; 0 if somebody else has written something else."""
+    number = words.get(name)
+    return number if type(number) is int else 0
 
 
 def boot_time() -> float:
