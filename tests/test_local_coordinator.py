@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +16,11 @@ from pathlib import Path
 import pytest
 from harness import PATIENCE
 
+from daemonkit.cluster import files
 from daemonkit.cluster.connect import connect as connect_to
 from daemonkit.cluster.coordinator import Coordinator
 from daemonkit.cluster.tree import State
-from daemonkit.errors import CoordinatorLost
+from daemonkit.errors import CoordinatorError, CoordinatorLost
 
 Connect = Callable[[], Coordinator]
 
@@ -151,6 +154,7 @@ def test_a_session_of_another_process_whose_file_is_gone_is_not_gone_on_with(con
 
 KILLED_AT_EACH_STEP = """
 import os, sys
+from daemonkit.cluster import files
 from daemonkit.cluster.connect import connect
 
 def work(step):
@@ -213,3 +217,43 @@ def test_a_damaged_count_begins_anew_and_still_grows(connect: Connect, directory
         assert held.token > before.token
     with other.lock("y") as again:
         assert again.token > held.token
+
+
+def test_a_process_that_stands_still_with_the_tree_is_waited_for_no_longer_than_a_bound(
+    connect: Connect, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = connect()
+    monkeypatch.setattr(files, "PATIENCE", 0.2)
+    with open(directory / "lock") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        began = time.monotonic()
+        with pytest.raises(CoordinatorError, match=r"another process has held .*cluster/lock for 0.2 s"):
+            one.lock("x", timeout=0.1)
+        assert time.monotonic() - began < PATIENCE
+        threading.Timer(0.1, fcntl.flock, (theirs, fcntl.LOCK_UN)).start()
+        monkeypatch.setattr(files, "PATIENCE", PATIENCE)
+        assert one.set("/x", b"") == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_another_user_has_a_say_in_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    theirs, link, open_to_all, ours = (tmp_path / name for name in ("theirs", "link", "open", "ours"))
+    for each in (theirs, open_to_all, ours):
+        each.mkdir(0o700)
+    os.chown(theirs, 65534, 65534)
+    open_to_all.chmod(0o777)
+    link.symlink_to(ours)
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    within = theirs / "within"
+    within.mkdir(0o700)
+    (tmp_path / "file").touch()
+    for path, words in {
+        theirs: "it must be ours",
+        link: "it is a symbolic link of another user's",
+        open_to_all: "nobody else may write there",
+        within: "theirs belongs to user nobody",
+        tmp_path / "file": "it is no directory",
+    }.items():
+        with pytest.raises(CoordinatorError, match=words):
+            connect_to(f"local:{path}")
+    assert sorted(tmp_path.rglob("*")) == sorted([theirs, link, open_to_all, ours, within, tmp_path / "file"])

@@ -11,22 +11,29 @@ the kernel tells who has died, and whoever comes by next removes what that has l
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator
 from typing import Final
 from urllib.parse import quote, unquote
 
 from daemonkit.cluster.tree import Node, parent_of
-from daemonkit.errors import CoordinatorError, VersionMismatch
+from daemonkit.config.trust import check_trusted
+from daemonkit.errors import CoordinatorError, UntrustedFile, VersionMismatch
 
 OWN: Final = "="  # in a node's directory; the name of a child is quoted, and so never this
 _NEW: Final = "+"  # what is to become that
 _MODE: Final = 0o700
 _LONGEST: Final = 255  # bytes of a file's name
 _COUNTER: Final = 20  # digits
+PATIENCE: Final = 10.0  # seconds that one waits for the others to read and write
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Files:
@@ -44,19 +51,25 @@ class Files:
         self._making = os.path.join(root, "making")  # a node that is no node yet
         self._removing = os.path.join(root, "removing")  # and one that is none any more
         with self._told("use"):
-            for path in (root, self._nodes, self._sessions):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(root, _MODE)
+            _check_ours(root)  # before anything is written there
+            for path in (self._nodes, self._sessions):
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(path, _MODE)
-            owner = os.stat(root)
-            if owner.st_uid != os.geteuid() or owner.st_mode & 0o022:
-                raise CoordinatorError(f"use {root}: it must be ours, and nobody else may write there (chmod 700)")
-            self._lock = os.open(os.path.join(root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock_file = os.path.join(root, "lock")
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._lock = os.open(self._lock_file, flags, 0o600)
 
     @contextlib.contextmanager
     def locked(self, doing: str) -> Iterator[None]:
-        """Nobody else reads or writes within the block; what the system refuses is told as the error of ``doing``."""
+        """Nobody else reads or writes within the block; what the system refuses is told as the error of ``doing``.
+
+        Raises:
+            CoordinatorError: also when somebody else does so for more than ``PATIENCE`` seconds.
+        """
         with self._told(doing):
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._take_lock()
             try:
                 yield
             finally:
@@ -68,7 +81,7 @@ class Files:
         They do not when these were removed, or moved away: then they know nothing of us, nor we of them.
         """
         try:
-            lock, file = os.stat(os.path.join(self.root, "lock")), os.stat(self.session_file(session))
+            lock, file = os.stat(self._lock_file), os.stat(self.session_file(session))
             os.stat(self._nodes)
         except OSError:
             return False
@@ -79,7 +92,7 @@ class Files:
         directories = [self._sessions, self._nodes, self.root]
         while directories[-1] != "/":
             directories.append(os.path.dirname(directories[-1]))
-        return directories, [os.path.join(self.root, "lock"), self.session_file(session)]
+        return directories, [self._lock_file, self.session_file(session)]
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -204,6 +217,26 @@ class Files:
             if session.isdecimal() and not self.is_alive(session):
                 self.bury(session)
 
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            end = time.monotonic() + PATIENCE
+        else:
+            return
+        from daemonkit.ipc.bound import interrupted_after
+
+        while (left := end - time.monotonic()) > 0:
+            with interrupted_after(left):
+                if _libc.flock(self._lock, fcntl.LOCK_EX) == 0:
+                    return
+                if ctypes.get_errno() != errno.EINTR:  # that may be a signal for somebody else
+                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        raise CoordinatorError(
+            f"use {self.root}: another process has held {self._lock_file} for {PATIENCE:g} s; see lslocks(8) for its "
+            "number: it may be stopped"
+        )
+
     def _read(self, path: str) -> Node | None:
         directory = self.directory(path)
         try:
@@ -231,6 +264,22 @@ class Files:
             raise
         except OSError as error:
             raise CoordinatorError(f"{doing} {self.root}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _check_ours(root: str) -> None:
+    """Raise CoordinatorError if somebody else has, or may have, a say in what is at ``root``."""
+    link, found = os.lstat(root), os.stat(root)
+    if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, os.geteuid()):
+        raise CoordinatorError(f"use {root}: it is a symbolic link of another user's; remove it")
+    if not stat.S_ISDIR(found.st_mode):
+        raise CoordinatorError(f"use {root}: it is no directory; name another")
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise CoordinatorError(f"use {root}: it must be ours, and nobody else may write there (chmod 700)")
+    if os.geteuid() == 0:
+        try:
+            check_trusted(root)
+        except UntrustedFile as error:
+            raise CoordinatorError(str(error)) from error
 
 
 def _write(directory: str, node: Node) -> None:
