@@ -257,3 +257,21 @@ def test_what_another_user_has_a_say_in_is_refused_and_left_as_it_was(tmp_path: 
         with pytest.raises(CoordinatorError, match=words):
             connect_to(f"local:{path}")
     assert sorted(tmp_path.rglob("*")) == sorted([theirs, link, open_to_all, ours, within, tmp_path / "file"])
+
+
+def test_a_session_that_takes_and_gives_back_does_not_grow(connect: Connect, directory: Path) -> None:
+    one, other = connect(), connect()
+    first = one.lock("first")
+    one.join()
+    file = directory / "sessions" / one.tree.session
+    largest = 0
+    for _ in range(300):
+        one.lock("x").release()
+        largest = max(largest, file.stat().st_size)
+    assert 2048 < largest < 8192
+    many = [one.lock(f"{n}") for n in range(100)]
+    assert all(held.is_held() for held in (first, *many))
+    one.close()
+    assert other.locks() == []
+    assert other.members() == []
+    assert not list((directory / "nodes/daemonkit/locks").glob("*/*-*"))

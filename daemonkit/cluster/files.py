@@ -31,6 +31,7 @@ _NEW: Final = "+"  # what is to become that
 _MODE: Final = 0o700
 _LONGEST: Final = 255  # bytes of a file's name
 _COUNTER: Final = 20  # digits
+_TRIM_AT: Final = 4096  # bytes of a session's file, from which on it is freed of what is no more
 PATIENCE: Final = 10.0  # seconds that one waits for the others to read and write
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -46,6 +47,7 @@ class Files:
             CoordinatorError: that cannot be, or the directory is somebody else's.
         """
         self.root = root
+        self._trim_at = _TRIM_AT
         self._nodes = os.path.join(root, "nodes")
         self._sessions = os.path.join(root, "sessions")
         self._making = os.path.join(root, "making")  # a node that is no node yet
@@ -178,6 +180,18 @@ class Files:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return name, fd
 
+    def note(self, session: str, fd: int, path: str) -> None:
+        """Let the node ``path``, which is about to be created, be removed with the session."""
+        os.write(fd, f"{path}\n".encode())
+        if os.fstat(fd).st_size < self._trim_at:
+            return
+        live = [each for each in self._noted(session) if each == path or self._belongs(each, session)]
+        text = "".join(f"{each}\n" for each in live).encode()
+        # Who is killed in between leaves nodes that are removed when somebody comes by: their session has no file.
+        os.ftruncate(fd, 0)
+        os.write(fd, text)
+        self._trim_at = max(_TRIM_AT, 2 * len(text))
+
     def session_file(self, name: str) -> str:
         """Where the session ``name`` is."""
         return os.path.join(self._sessions, name)
@@ -199,23 +213,28 @@ class Files:
 
     def bury(self, session: str) -> None:
         """Remove a session, and all that it has created as ephemeral."""
-        file = self.session_file(session)
         try:
-            with open(file, errors="replace") as lines:
-                paths = [line for line in lines.read().splitlines() if line.startswith("/")]
+            paths = self._noted(session)
         except FileNotFoundError:
             return
         for path in paths:
-            node = self._read(path)
-            if node is not None and node.session == session:
+            if self._belongs(path, session):
                 self._remove(path)
-        os.unlink(file)
+        os.unlink(self.session_file(session))
 
     def bury_dead(self) -> None:
         """Do so for all sessions that are dead."""
         for session in os.listdir(self._sessions):
             if session.isdecimal() and not self.is_alive(session):
                 self.bury(session)
+
+    def _noted(self, session: str) -> list[str]:
+        with open(self.session_file(session), errors="replace") as lines:
+            return [line for line in lines.read().splitlines() if line.startswith("/")]
+
+    def _belongs(self, path: str, session: str) -> bool:
+        node = self._read(path)
+        return node is not None and node.session == session
 
     def _take_lock(self) -> None:
         try:

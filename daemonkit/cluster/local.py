@@ -92,7 +92,7 @@ class LocalTree(Tree):
             number = self._files.count()
             path = f"{path}{number:010d}" if sequential else path
             if ephemeral:  # said before it is done: a crash in between leaves nothing
-                os.write(self._fd, f"{path}\n".encode())
+                self._files.note(self._session, self._fd, path)
             node = Node(path, data, 0, number, self._session if ephemeral else "", time.time())
             self._files.create(node)
             return node
