@@ -273,6 +273,23 @@ def test_a_semaphore_has_so_many_units_and_each_that_is_given_back_is_the_next_o
         one.semaphore("s", 0)
 
 
+@pytest.mark.parametrize("timeout", ["10s", float("nan"), -1, True])
+def test_a_time_out_that_is_no_seconds_is_refused(coordinator: Coordinator, timeout: float) -> None:
+    barrier = coordinator.barrier("b", 1)
+    for wait in (
+        lambda: coordinator.lock("x", timeout=timeout),
+        lambda: coordinator.semaphore("x", 1, timeout=timeout),
+        lambda: coordinator.queue("q").get(timeout=timeout),
+        lambda: barrier.enter(timeout),
+        lambda: barrier.leave(timeout),
+        lambda: coordinator.wait(timeout),
+    ):
+        with pytest.raises(UsageError, match=r"timeout=.*: seconds are wanted"):
+            wait()
+    assert coordinator.locks() == []
+    assert coordinator.children("/daemonkit/barriers/b/entrants") == []
+
+
 def test_one_candidate_leads_and_the_next_when_it_resigns_or_ends_or_dies(url: str, connect: Connect) -> None:
     one, two = connect("first"), connect("second")
     a, b = one.elect("job", {"port": 1}), two.elect("job")
@@ -550,6 +567,13 @@ def test_a_line_goes_on_when_its_numbers_begin_anew() -> None:
     names = [f"u{place}-exclusive-{number:010d}" for place, number in enumerate(numbers)]
     for shuffled in itertools.permutations(names):
         assert [entry.name for entry in line_of([*shuffled, "another", "x-y-z"])] == names
+
+
+def test_a_line_of_large_numbers_is_in_their_order_however_far_apart_they_are() -> None:
+    """As on one host, where they are microseconds."""
+    names = [f"u{number}-exclusive-{number}" for number in (2**50, 2**50 + 1, 2**50 + 2**31, 2**51)]
+    for shuffled in itertools.permutations(names):
+        assert [entry.name for entry in line_of(shuffled)] == names
 
 
 def await_line(coordinator: Coordinator, count: int) -> None:

@@ -20,7 +20,7 @@ from daemonkit.cluster.gathering import Barrier, Queue
 from daemonkit.cluster.hold import Hold, LockInfo
 from daemonkit.cluster.membership import Membership, member, members_of
 from daemonkit.cluster.recipe import Member, Recipe, introduce, words_of
-from daemonkit.cluster.tree import PATIENCE, State, Tree, check_data, check_name, check_path
+from daemonkit.cluster.tree import PATIENCE, State, Tree, check_data, check_name, check_path, check_timeout
 from daemonkit.cluster.watching import Value, Watching
 from daemonkit.errors import CoordinatorError, CoordinatorLost, CoordinatorTimeout, UsageError
 
@@ -78,6 +78,8 @@ class Coordinator:
 
     def lock(self, name: str, shared: bool = False, timeout: float | None = None) -> Hold:
         """Wait for the lock ``name``: alone, or ``shared`` with all others who want it so.  First come, first served.
+
+        Who has it and asks for it again waits for himself.
 
         Raises:
             CoordinatorTimeout: others had it for the whole time.
@@ -225,6 +227,7 @@ class Coordinator:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Sleep until something has changed, or ``timeout`` has passed, then ``dispatch``; tell whether it has."""
+        check_timeout(timeout)
         if self.dispatch():  # what was only just asked for, or has come meanwhile
             return True
         self._poll(timeout)
@@ -245,6 +248,7 @@ class Coordinator:
         return f"{self._root}/{top}/{check_name(name, 'name')}"
 
     def _hold(self, top: str, name: str, rule: Rule, kind: str, timeout: float | None) -> Hold:
+        check_timeout(timeout)
         contender = Contender(self.tree, self._directory(top, name), rule, kind, introduce(self._daemon))
         self._recipes.append(contender)
         try:
@@ -301,6 +305,7 @@ class Coordinator:
 
     def _until(self, recipe: Recipe, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until ``condition`` is true; asked anew only when ``recipe`` was touched, or the state has changed."""
+        check_timeout(timeout)
         began = time.monotonic()
         asked = False
         if recipe not in self._recipes:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from daemonkit.cluster.recipe import Recipe, words_of
-from daemonkit.cluster.tree import Node, Tree, check_data, in_order
+from daemonkit.cluster.tree import Node, Tree, check_data, check_timeout, in_order
 from daemonkit.errors import CoordinatorError, CoordinatorLost, CoordinatorTimeout, VersionMismatch
 
 _ITEM: Final = "item-"
@@ -48,6 +48,7 @@ class Barrier:
             CoordinatorTimeout: they had not; we have left again.
             CoordinatorError: the coordinator cannot be reached, or refuses.
         """
+        check_timeout(timeout)
         look = _Look(self._tree)
         self._name = self._name or uuid.uuid4().hex
 

@@ -210,6 +210,14 @@ def in_order(those: Iterable[T], number_of: Callable[[T], int]) -> list[T]:
     return sorted(listed, key=lambda each: (number_of(each) - first + 2**31) % 2**32)
 
 
+def check_timeout(timeout: float | None) -> float | None:
+    """Return ``timeout`` if it is seconds, or None; UsageError if not."""
+    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if timeout is not None and not (is_number and timeout >= 0):  # not a number (nan) is not, either
+        raise UsageError(f"timeout={timeout!r}: seconds are wanted, 0 or more; or None, to wait as long as need be")
+    return timeout
+
+
 def parent_of(path: str) -> str:
     """The path of the node above."""
     return path.rpartition("/")[0] or "/"
