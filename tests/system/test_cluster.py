@@ -7,8 +7,9 @@ import json
 import os
 import runpy
 import signal
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -408,6 +409,39 @@ def test_a_leader_that_is_cut_off_with_a_server_of_its_own_stops_as_well(tmp_pat
             cluster.close()
         finally:
             servers.close()
+
+
+@pytest.mark.parametrize("harm", [("rm", "-rf", "cluster"), ("mv", "cluster", "cluster.old")], ids=["rm", "mv"])
+def test_a_local_directory_that_is_gone_is_begun_anew_by_all_and_one_leads(
+    tmp_path: Path, make: Make, harm: Sequence[str]
+) -> None:
+    cluster = make(f"local:{tmp_path}/cluster")
+    first = start(cluster, 3)
+    before = first.cluster
+    subprocess.run(harm, cwd=tmp_path)  # rm may fail: they are back before it has done
+    cluster.await_writes(lambda writes: any(each.token > before["token"] for each in writes))
+    late = cluster.host()
+    late.lead()
+    for host in cluster.hosts:
+        host.await_cluster(lambda found: len(found["peers"]) == 4 and found["role"] in ("leader", "follower"))
+    found = [host.cluster for host in cluster.hosts]
+    assert sorted(each["role"] for each in found) == ["follower", "follower", "follower", "leader"]
+    assert len({each["leader"]["token"] for each in found}) == 1
+    assert {each["error"] for each in found} == {None}
+    holders = [host.child("cluster") for host in cluster.hosts]
+    used = [cpu_time(pid) for pid in holders]
+    time.sleep(10 * AT_ONCE)
+    assert all(cpu_time(pid) - earlier <= 2 for pid, earlier in zip(holders, used, strict=True))
+    for host in cluster.hosts:
+        began = time.monotonic()
+        assert host.call("kill", "beat").returncode == 0
+        assert time.monotonic() - began < AT_ONCE + SLACK
+
+
+def cpu_time(pid: int) -> int:
+    """Of a process, in ticks of 10 ms (proc_pid_stat(5))."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(words[11]) + int(words[12])
 
 
 def test_servers_are_lost_one_and_two_and_all_come_back(tmp_path: Path, make: Make) -> None:
