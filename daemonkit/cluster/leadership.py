@@ -48,8 +48,9 @@ class Page:
     def grant(self, token: int, until: float) -> None:
         """The daemon leads with ``token`` until then."""
         # Each is eight aligned bytes: a reader sees the old or the new ones.  The token is there before it counts.
-        _UNTIL.pack_into(self._map, _AT_LIMIT, until)
+        # Nor is the limit of one leadership ever seen beside the token of the one before.
         _TOKEN.pack_into(self._map, _AT_TOKEN, token)
+        _UNTIL.pack_into(self._map, _AT_LIMIT, until)
         _UNTIL.pack_into(self._map, _AT_UNTIL, until)
 
     def revoke(self, limit: float | None = None) -> None:
@@ -61,8 +62,8 @@ class Page:
     def read(self) -> Terms:
         """What is written there now."""
         (until,) = _UNTIL.unpack_from(self._map, _AT_UNTIL)
-        (token,) = _TOKEN.unpack_from(self._map, _AT_TOKEN)
         (limit,) = _UNTIL.unpack_from(self._map, _AT_LIMIT)
+        (token,) = _TOKEN.unpack_from(self._map, _AT_TOKEN)
         return Terms(token, until, limit)
 
 
@@ -109,6 +110,12 @@ def begin(token: int) -> None:
     """This process was started for the leadership with ``token``."""
     global _token
     _token = token
+
+
+def limit_of(token: int) -> float:
+    """When what was started for the leadership with ``token`` must have ended (seconds of CLOCK_BOOTTIME)."""
+    terms = _page.read() if _page else None
+    return terms.limit if terms is not None and terms.token == token else 0.0
 
 
 _page: Page | None = None

@@ -106,8 +106,11 @@ class Place:
         if server is None:
             return
         self.worker = server.workers.get(self.worker.name, self.worker)  # new code may have declared it anew
-        self.life = life = Life(server)
         token = self._workers.get_token() if self.worker.leader else 0
+        if self.worker.leader and not token:
+            self._stand_by()
+            return
+        self.life = life = Life(server)
         request: Request = {"kind": "worker", "name": self.worker.name, "index": self.index, "token": token}
         opener = self._workers.openers.get(self.worker.name)
         try:
@@ -122,6 +125,13 @@ class Place:
         self.state = State.STARTING
         if self._on_trial:  # also one that cannot be forked has its bound
             self._after(self._workers.ready_timeout, self._too_late)
+
+    def _stand_by(self) -> None:
+        """The daemon leads no more; to find that out may have stopped us already."""
+        if self._on_trial:
+            self._fail_trial("the daemon leads no more")
+        elif self.state is State.WAITING:
+            self._leave()
 
     def refill(self) -> None:
         """Start the process of a place that was given up, as if nothing had been."""

@@ -135,7 +135,8 @@ class Server:
         payload = json.dumps(request).encode()
         kind = request["kind"]
         closes = kind == "worker" and bool(fds)  # what it speaks over tells it of our end
-        made = self.children.spawn(payload, ended, started, fds, adopts=kind == "job", closes=closes)
+        limited = kind == "worker" and bool(request["token"])  # a job that has begun is not interrupted
+        made = self.children.spawn(payload, ended, started, fds, adopts=kind == "job", closes=closes, limited=limited)
         self.notes.listeners[made.id] = on_note
         self._watch()
         return made
@@ -246,7 +247,7 @@ def fork(
         guard.in_child()
         entrance.settle()
 
-    pid, wire = fork_server(entrance.enter, prepare)
+    pid, wire = fork_server(entrance.enter, prepare, limit=limit)
     theirs.close()
     ours.setblocking(False)
     server = Server(loop, pid, wire, Wire(ours), on_lost, is_loaded=True)
@@ -303,7 +304,15 @@ def serve(handover: Handover, script: Script, sink: Sink, notes: Wire) -> NoRetu
     entrance.settle()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the master is gone: the next line ends us
         notes.send(Note.LOADED, 0, pickle.dumps({name: w._replace(func=None) for name, w in script.workers.items()}))
-    serve_wire(Wire(socket.socket(fileno=handover.server_fds[0])), entrance.enter)
+    serve_wire(Wire(socket.socket(fileno=handover.server_fds[0])), entrance.enter, limit=limit)
+
+
+def limit(payload: bytes) -> float:
+    """In the fork server: when the child that ``payload`` has asked for is to be gone (seconds of CLOCK_BOOTTIME)."""
+    from daemonkit.cluster import leadership
+
+    request: Request = json.loads(payload)
+    return leadership.limit_of(request["token"])
 
 
 class Entrance:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from daemonkit.errors import ForkServerLost
 from daemonkit.processes import child
-from daemonkit.processes.forkserver import MASTERS, Enter, ForkServer, Kind, number_in, numbered
+from daemonkit.processes.forkserver import MASTERS, Enter, ForkServer, Kind, Limit, number_in, numbered
 from daemonkit.processes.receipt import Receipt, unpack
 from daemonkit.processes.wire import Closed, Message, Wire, pair
 
@@ -80,6 +80,7 @@ class Children:
         *,
         adopts: bool = True,
         closes: bool = False,
+        limited: bool = False,
     ) -> Child:
         """Ask for a child that runs what ``payload`` means to the server's ``enter``; ``fds`` are copied to it.
 
@@ -90,6 +91,7 @@ class Children:
             fds: 252 at most.
             adopts: ``enter`` makes it a subreaper (prctl(2)), so what it leaves behind ends with it.
             closes: it has something to close when we are gone, and does so at once; it does not adopt.
+            limited: the server kills it at its limit, see ``ForkServer``; it does not adopt.
 
         Raises:
             ForkServerLost: the server is gone.
@@ -97,7 +99,8 @@ class Children:
         """
         made = Child(self, next(self._ids), on_end, on_start)
         try:
-            kind = Kind.SPAWN_CLOSING if closes else Kind.SPAWN if adopts else Kind.SPAWN_LASTING
+            lasting = Kind.SPAWN_LIMITED if limited else Kind.SPAWN_CLOSING if closes else Kind.SPAWN_LASTING
+            kind = Kind.SPAWN if adopts and not (closes or limited) else lasting
             self.wire.send(kind, made.id, payload, fds)
         except (BrokenPipeError, ConnectionResetError):
             raise ForkServerLost("fork a child: the fork server has ended") from None
@@ -144,6 +147,7 @@ def fork_server(
     prepare: Callable[[], None],
     ignored: tuple[int, ...] = (),
     on_other: Callable[[Message], None] | None = None,
+    limit: Limit | None = None,
 ) -> tuple[int, Wire]:
     """Fork a fork server from this process, which is clean; return its PID and our end of the wire.
 
@@ -152,6 +156,7 @@ def fork_server(
         prepare: called in the server first: gives back what is its parent's (descriptors, title).
         ignored: signals that its children ignore.
         on_other: called in the server with messages of other kinds than its own.
+        limit: of limited children, see ``ForkServer``.
 
     The server is our child: when the wire is closed it ends, and then it is to be reaped.
     """
@@ -165,15 +170,19 @@ def fork_server(
     if pid == 0:
         ours.close()
         child.or_end(prepare)
-        serve_wire(Wire(theirs), enter, ignored, on_other)
+        serve_wire(Wire(theirs), enter, ignored, on_other, limit)
     theirs.close()
     ours.setblocking(False)
     return pid, Wire(ours)
 
 
 def serve_wire(
-    wire: Wire, enter: Enter, ignored: tuple[int, ...] = (), on_other: Callable[[Message], None] | None = None
+    wire: Wire,
+    enter: Enter,
+    ignored: tuple[int, ...] = (),
+    on_other: Callable[[Message], None] | None = None,
+    limit: Limit | None = None,
 ) -> NoReturn:
     """Be the fork server at the other end of ``wire``, in a process that has just begun; end with our parent."""
     os.set_blocking(wire.fileno(), False)
-    ForkServer(wire, enter, ignored, on_other).serve()
+    ForkServer(wire, enter, ignored, on_other, limit).serve()

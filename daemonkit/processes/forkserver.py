@@ -29,6 +29,7 @@ from daemonkit.processes.receipt import never_begun
 from daemonkit.processes.wire import Closed, DescriptorsLost, Message, Wire
 
 Enter = Callable[[Message], NoReturn]
+Limit = Callable[[bytes], float]
 
 # A terminal or a supervisor may send these to every process at once; they are the master's to act on.
 MASTERS: Final = (
@@ -44,7 +45,7 @@ _LONGEST_PAUSE: Final = 1.0
 _AT_ONCE: Final = 256  # messages that are taken in before somebody else has his turn
 _CLOSING_TIME: Final = 0.06  # seconds that such a child has before it is killed with the rest
 _STATE: Final = struct.Struct("=i")
-_SPAWNS: Final = (1, 7, 8)  # of Kind
+_SPAWNS: Final = (1, 7, 8, 9)  # of Kind
 
 
 class Kind:
@@ -61,6 +62,7 @@ class Kind:
     DELAYED: Final = 6  # payload: errno of the fork that failed; it is tried again
     SPAWN_LASTING: Final = 7  # as SPAWN, a child that does not adopt its orphans: they are the server's, and may stay
     SPAWN_CLOSING: Final = 8  # as SPAWN_LASTING, a child that has something to close when the server's maker is gone
+    SPAWN_LIMITED: Final = 9  # as SPAWN_LASTING, a child that is killed at its limit, whatever the server's maker does
 
 
 class ForkServer:
@@ -72,6 +74,7 @@ class ForkServer:
         enter: Enter,
         ignored: tuple[int, ...] = (),
         on_other: Callable[[Message], None] | None = None,
+        limit: Limit | None = None,
     ) -> None:
         """Serve ``wire``, whose socket does not block.
 
@@ -80,10 +83,15 @@ class ForkServer:
             enter: what a child does with the message that asked for it; never returns.
             ignored: signals that children ignore, such as SIGINT of a terminal that is the master's to act on.
             on_other: called here, in the server itself, with messages of other kinds than ours.
+            limit: called here with what asked for a limited child: when it is to be killed (seconds of CLOCK_BOOTTIME);
+                asked again at that moment, for it may have been put off.
         """
         self._wire = wire
         self._enter = enter
         self._on_other = on_other
+        self._limit = limit
+        self._limited: dict[int, bytes] = {}  # what asked for those that have a limit
+        self._look_at = math.inf  # when the next of them may be due (seconds of CLOCK_BOOTTIME)
         self._ignored = ignored
         self._living = Living()
         self._requests: deque[Message] = deque()
@@ -153,6 +161,8 @@ class ForkServer:
         now = time.monotonic()
         if now >= self._living.sweep_at:
             self._living.end_orphans()
+        if self._limited:
+            self._kill_late()
         if self._requests and now >= self._retry_at:
             self._fork_next()  # one alone: in between, ends are told and signals sent
 
@@ -161,7 +171,22 @@ class ForkServer:
         due = self._living.sweep_at
         if self._requests:
             due = min(due, self._retry_at)
+        if self._limited and self._look_at != math.inf:
+            due = min(due, time.monotonic() + self._look_at - time.clock_gettime(time.CLOCK_BOOTTIME))
         return None if due == math.inf else max(due - time.monotonic(), 0.0) * 1000
+
+    def _kill_late(self) -> None:
+        """Kill those whose limit has come: their master may be busy, or may not know."""
+        assert self._limit is not None
+        now, self._look_at = time.clock_gettime(time.CLOCK_BOOTTIME), math.inf
+        for number, payload in list(self._limited.items()):
+            limit = self._limit(payload)
+            if now < limit:
+                self._look_at = min(self._look_at, limit)
+            else:
+                del self._limited[number]
+                print(f"fork server: child {number}: killed: it has not ended before its limit", file=sys.stderr)
+                self._living.kill_tree(number)
 
     def _wake(self, fd: int, events: int) -> None:
         drain(fd)
@@ -215,6 +240,8 @@ class ForkServer:
         self._living.add(message.id, pid, began, adopts=message.kind == Kind.SPAWN)
         if message.kind == Kind.SPAWN_CLOSING:
             self._living.closing.add(pid)
+        if message.kind == Kind.SPAWN_LIMITED:
+            self._limited[message.id] = bytes(message.payload)
         self._wire.send(Kind.STARTED, message.id, _STATE.pack(pid))
 
     def _be_child(self, message: Message) -> NoReturn:
@@ -238,6 +265,7 @@ class ForkServer:
 
     def _reap(self) -> None:
         for number, receipt in self._living.reap():
+            self._limited.pop(number, None)
             self._wire.send(Kind.ENDED, number, receipt)
         self._retry_at = 0.0  # there may be room now
 

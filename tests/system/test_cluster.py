@@ -341,6 +341,45 @@ def test_a_leader_whose_process_with_the_session_hangs_stops_before_another_may_
     cluster.check()
 
 
+@pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_leaders_worker_is_killed_in_time_while_the_master_is_busy_and_the_session_without_its_process(
+    servers: Ensemble, tmp_path: Path, make: Make, fate: int
+) -> None:
+    cluster = make(url(servers, tmp_path))
+    more = """
+@worker(leader=True)
+def crunch(stop):
+    while True:
+        write("crunch")
+        time.sleep(BUSY)
+
+@on("SIGUSR1")
+def busy():
+    log.info("busy")
+    time.sleep(4 * SESSION)
+    log.info("idle")
+"""
+    first = start(cluster, 2, more.replace("BUSY", str(BEAT)).replace("SESSION", str(SESSION)))
+    cluster.await_writes(lambda all: any(each.what == "crunch" for each in all))
+    agent = first.child("cluster")
+    os.kill(first.pid() or 0, signal.SIGUSR1)
+    first.await_log("] INFO test: busy")
+    os.kill(agent, fate)
+    second = cluster.await_leader(*others(cluster, first))
+    assert "INFO test: idle" not in first.log.read_text()
+    at = time.monotonic()
+    cluster.await_writes(lambda all: all[-1].at > at + 1)
+    cluster.check()  # nothing of the first's was refused
+    assert cluster.gap(first, second) > 0
+    first.await_log("killed: it has not ended before its limit")
+    if fate == signal.SIGSTOP:
+        os.kill(agent, signal.SIGCONT)
+    first.await_log("INFO test: idle")
+    first.await_cluster(lambda said: (said["role"], said["state"]) == ("follower", "connected"))
+    assert [title for title in first.processes().values() if "crunch" in title] == []
+    cluster.check()
+
+
 def test_a_session_that_the_servers_end_is_another_ones_leadership(
     servers: Ensemble, tmp_path: Path, make: Make
 ) -> None:
