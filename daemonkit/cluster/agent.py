@@ -32,6 +32,7 @@ _FIRST: Final = 0.2  # seconds until a coordinator that refuses is tried again; 
 _LONGEST: Final = 10.0  # up to this
 _LOOKS: Final = 8  # within the time that the leadership is sure for: that is to be prolonged on the page
 _SHORTEST: Final = 0.02  # seconds between them
+_NEWS, _ANSWER = 0, 1  # the numbers of reports
 
 
 class Settings(NamedTuple):
@@ -55,6 +56,7 @@ class Agent:
         self._coordinator: Coordinator | None = None
         self._candidacy: Candidacy | None = None
         self._told: tuple[Report, Credentials | None] = (Report(), None)
+        self._outbox = _Outbox(wire)
         self._trouble = _Trouble()
         self._is_attached = False
         self._is_taking_over = False  # until it is known whether the leadership of another process goes on with us
@@ -90,14 +92,16 @@ class Agent:
 
     def _sleep_and_hear(self) -> None:
         poll = select.poll()
-        for fd in (self._stop.fileno(), self._wire.fileno(), self._coordinator.fileno() if self._coordinator else -1):
+        for fd in (self._stop.fileno(), self._coordinator.fileno() if self._coordinator else -1):
             if fd >= 0:
                 poll.register(fd, select.POLLIN)
+        poll.register(self._wire.fileno(), select.POLLIN | (select.POLLOUT if self._wire.is_waiting else 0))
         left = self._patience()
         ready = {fd for fd, _ in poll.poll(None if left is None else left * 1000 + 0.999)}
         if self._stop.fileno() in ready:
             self._stop.drain()
         if self._wire.fileno() in ready:
+            self._outbox.flush()
             self._hear()
 
     def _patience(self) -> float | None:
@@ -143,7 +147,7 @@ class Agent:
             made.watch(path, self._teller(number))
 
     def _teller(self, number: int) -> Callable[[Value], None]:
-        return lambda value: self._wire.send(Word.VALUE, number, pack_value(value))
+        return lambda value: self._outbox.send(Word.VALUE, number, pack_value(value))
 
     def _tell(self) -> None:
         """Let page and master know what has changed: first of all that we lead no more."""
@@ -164,7 +168,7 @@ class Agent:
         report = self._report()
         if report != self._told[0]:
             self._told = report, self._told[1]
-            self._wire.send(Word.REPORT, os.getpid(), pack(report))
+            self._outbox.send(Word.REPORT, _NEWS, pack(report))
 
     def _report(self) -> Report:
         tree = self._coordinator.tree if self._coordinator else None
@@ -185,7 +189,7 @@ class Agent:
                 leader = coordinator.leader(self._settings.daemon) if self._settings.stands else None
                 peers = tuple(each._asdict() for each in coordinator.members(self._settings.daemon))
                 report = report._replace(leader=leader and leader._asdict(), peers=peers)
-        self._wire.send(Word.REPORT, os.getpid(), pack(report))
+        self._outbox.send(Word.REPORT, _ANSWER, pack(report))
 
     def _let_go(self, *, goes_on: bool) -> None:
         """Hold no session any more; it ``goes_on`` in another process, or ends."""
@@ -195,6 +199,7 @@ class Agent:
             self._coordinator.tree.leave()
         self._coordinator = self._candidacy = None
         self._told = Report(), None
+        self._outbox.clear()  # who goes on tells all of it anew
 
     def _forget(self) -> None:
         """It is no use; another will be tried."""
@@ -206,6 +211,31 @@ class Agent:
         if self._coordinator is not None:
             self._settings.page.revoke()
             self._coordinator.close()
+
+
+class _Outbox:
+    """What the master is to hear, when it listens; of what it has not heard by then, the newest of each kind."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._newest: dict[tuple[int, int], bytes] = {}
+
+    def send(self, kind: int, number: int, payload: bytes) -> None:
+        """Send it, or keep it instead of what is kept for the same ``kind`` and ``number``."""
+        self._newest.pop((kind, number), None)
+        self._newest[kind, number] = payload  # the last one
+        self.flush()
+
+    def flush(self) -> None:
+        """Send as much as there is room for; one message at most waits in the wire."""
+        self._wire.flush()
+        while self._newest and not self._wire.is_waiting:
+            kind, number = key = next(iter(self._newest))
+            self._wire.send(kind, number, self._newest.pop(key))
+
+    def clear(self) -> None:
+        """Forget what is kept."""
+        self._newest.clear()
 
 
 class _Trouble:

@@ -6,6 +6,7 @@ two such processes the session goes on: the master keeps what it takes to go on 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import os
@@ -21,6 +22,7 @@ from daemonkit.cluster.recipe import boot_time
 from daemonkit.cluster.tree import Credentials
 from daemonkit.cluster.watching import Value
 from daemonkit.core.job import Job
+from daemonkit.core.loop import READ, WRITE
 from daemonkit.master.clustering import NAME
 from daemonkit.processes.wire import Closed, DescriptorsLost, Message, Wire, pair
 
@@ -78,6 +80,8 @@ class Leading:
         terms = self._page.read()
         if self._token and not terms.is_held:
             self.follow("its time was up, and nobody has prolonged it")
+        elif self._token and terms.token != self._token:
+            self.follow(f"it has ended, and there is another, with token {terms.token}")
         return self._token
 
     def is_leading(self) -> bool:
@@ -90,7 +94,7 @@ class Leading:
         ours.setblocking(False)
         line = _Line(Wire(ours))
         self._lines.append(line)
-        self._master.parts.loop.watch(ours.fileno(), lambda _: self._hear(line))
+        self._watch(line)
         return theirs
 
     def ask(self, done: OnAnswer) -> None:
@@ -148,6 +152,9 @@ class Leading:
             return
         if self._token:
             self.follow(f"leads again, with token {token}")
+        terms = self._page.read()
+        if not terms.is_held or terms.token != token:
+            return  # it is over by now; what comes after it will be told
         self._token = token
         log.info("leads, token %d", token)
         self._watch_limit()
@@ -170,6 +177,8 @@ class Leading:
     def _hear(self, line: _Line) -> None:
         while line in self._lines:
             try:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    line.wire.flush()  # if nobody is there, that is told behind the last words
                 message = line.wire.receive()
             except DescriptorsLost:
                 continue
@@ -177,6 +186,7 @@ class Leading:
                 self._lose(line)
                 return
             if message is None:
+                self._watch(line)
                 return
             self._actions[message.kind](self, line, message)
 
@@ -267,6 +277,11 @@ class Leading:
             line.wire.send(kind, 0, payload, fds or ())
         except (BrokenPipeError, ConnectionResetError):
             return  # its end will be told
+        self._watch(line)
+
+    def _watch(self, line: _Line) -> None:
+        events = READ | WRITE if line.wire.is_waiting else READ
+        self._master.parts.loop.watch(line.wire.fileno(), lambda _: self._hear(line), events)
 
     def _answer(self) -> None:
         asked, self._asked = self._asked, []

@@ -380,20 +380,25 @@ def busy():
     cluster.check()
 
 
-def test_a_session_that_the_servers_end_is_another_ones_leadership(
-    servers: Ensemble, tmp_path: Path, make: Make
-) -> None:
+def end_session(servers: Ensemble, session: str) -> None:
+    """Let the servers end somebody's session."""
     from kazoo.client import KazooClient
 
-    cluster = make(url(servers, tmp_path, 10))
-    first = start(cluster, 2)
-    mine = first.cluster
-    number = int(mine["session"], 16)
-    thief = KazooClient(servers.hosts, client_id=(number - (number >> 63 << 64), session_password(mine["session"])))
+    number = int(session, 16)
+    thief = KazooClient(servers.hosts, client_id=(number - (number >> 63 << 64), session_password(session)))
     thief.start()
     assert thief.client_id[0] & (1 << 64) - 1 == number
     thief.stop()
     thief.close()
+
+
+def test_a_session_that_the_servers_end_is_another_ones_leadership(
+    servers: Ensemble, tmp_path: Path, make: Make
+) -> None:
+    cluster = make(url(servers, tmp_path, 10))
+    first = start(cluster, 2)
+    mine = first.cluster
+    end_session(servers, mine["session"])
     second = cluster.await_leader(*others(cluster, first))
     assert second.cluster["token"] > mine["token"]
     first.await_log("leads no more")
@@ -633,6 +638,52 @@ def test_what_is_watched_in_the_cluster_is_told_between_two_jobs(coordinator: st
     assert host.log.read_text().count("value b'1' ('below',) 0") == 1  # who came after told nothing twice
     mine = host.cluster
     assert (mine["role"], mine["token"]) == ("member", None)
+
+
+def test_a_master_that_was_busy_hears_the_newest_value_and_of_its_new_leadership(
+    servers: Ensemble, tmp_path: Path, make: Make
+) -> None:
+    there = url(servers, tmp_path)
+    cluster = make(there)
+    host = cluster.host()
+    more = """
+from daemonkit import cluster
+
+cluster.watch("/x", lambda value: log.info("value %s", value.data))
+
+@worker(leader=True)
+def crunch(stop):
+    log.info("crunch %d", current_leadership.token)
+    stop.wait()
+
+@on("leader")
+def led():
+    log.info("begins with %d", current_leadership.token)
+
+@on("SIGUSR1")
+def busy():
+    log.info("busy")
+    while not os.path.exists("DONE"):
+        time.sleep(0.01)
+"""
+    host.lead(more.replace("DONE", str(tmp_path / "done")))
+    cluster.await_leader()
+    mine = host.cluster
+    os.kill(host.pid() or 0, signal.SIGUSR1)
+    host.await_log("] INFO test: busy")
+    with connect(there) as outside:
+        for number in range(1500):  # more than there is room for between the two
+            outside.set("/x", b"%d" % number)
+        end_session(servers, mine["session"])
+        until = time.monotonic() + PATIENCE
+        while (leader := outside.leader("beat")) is None or leader.token == mine["token"]:
+            assert time.monotonic() < until
+            outside.wait(0.05)
+    (tmp_path / "done").touch()
+    host.await_log("value b'1499'")
+    host.await_log(f"begins with {leader.token}")
+    host.await_log(f"crunch {leader.token}")
+    cluster.check()
 
 
 def test_a_configuration_in_the_cluster_lies_over_the_file_and_each_change_is_a_reload(
