@@ -122,6 +122,11 @@ def test_a_number_in_a_script_is_a_mode_but_in_a_file_it_must_be_quoted(here: Pa
         ("settings = 5", ":1: settings must be a table: write [settings]"),
         ("[daemon\n", ": not TOML: "),
         ("[daemon]\nlog = 'a'\nlog = 'b'\n", "not TOML: Cannot overwrite a value (at line 3"),
+        ("[settings]\na = " + "[" * 5000, ": nested too deep"),
+        ("[settings]\na = " + "[" * 150 + "]" * 150, ": nested deeper than 100 levels"),
+        ("[settings]\n" + "a." * 5000 + "b = 1", ": nested deeper than 100 levels"),
+        ("[settings]\na = " + "1" * 5000, ": not TOML: Exceeds the limit"),
+        ("[settings]\na = [0x" + "f" * 5000 + "]", ": a number in it has more than 64 bits"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_refused_with_file_line_key_and_reason(here: Path, text: str, message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, NamedTuple, cast
 
 from daemonkit.config.options import BY_KEY, MODE, check_name, nearest
@@ -13,6 +13,7 @@ CONFIG_VARIABLE: Final = "DAEMONKIT_CONFIG"
 LOCAL_FILE: Final = "etc/daemonkit.toml"  # in the working directory
 SYSTEM_FILE: Final = "/etc/daemonkit/daemonkit.toml"
 TABLES: Final = ("daemon", "settings", "cluster")
+_DEEPEST: Final = 100  # levels of tables and lists; what reads them goes down by calling itself
 MAX_FILE: Final = 1 << 20  # bytes; /dev/zero is no configuration
 
 
@@ -123,29 +124,44 @@ def find(config_path: str | None, environ: Mapping[str, str], cwd: str) -> File 
 
 def laid_over(path: str, text: str) -> File:
     """What the cluster has at ``path``, as a file; it says no more of the cluster."""
-    import tomllib
-
-    try:
-        file = File(f"{path} in the cluster", text, tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"read {path} in the cluster: not TOML: {error}") from None
+    where = f"{path} in the cluster"
+    file = File(where, text, _tables(where, text))
     file.check_tables()
     if "cluster" in file.tables:
         raise file.error("cluster", "", "[cluster] can stand in a file only")
     return file
 
 
-def _read(path: str, *, named: bool) -> File:
+def _tables(path: str, text: str) -> dict[str, Any]:
     import tomllib
 
+    try:
+        tables = tomllib.loads(text)
+    except ValueError as error:  # also of numbers of more digits than int() reads
+        raise ConfigError(f"read {path}: not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"read {path}: nested too deep") from None
+    level: list[Any] = [tables]
+    for _ in range(_DEEPEST):
+        if any(isinstance(each, int) and each.bit_length() > 63 for each in level):
+            raise ConfigError(f"read {path}: a number in it has more than 64 bits")
+        level = [below for each in level for below in _below(each)]
+        if not level:
+            return tables
+    raise ConfigError(f"read {path}: nested deeper than {_DEEPEST} levels")
+
+
+def _below(value: Any) -> Collection[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _read(path: str, *, named: bool) -> File:
     from daemonkit.config.trust import check_trusted
 
     try:
         check_trusted(path, named=named)
         text = _content(path).decode()
-        file = File(path, text, tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"read {path}: not TOML: {error}") from None
+        file = File(path, text, _tables(path, text))
     except UnicodeDecodeError as error:
         raise ConfigError(f"read {path}: not UTF-8 at byte {error.start}") from None
     except FileNotFoundError:

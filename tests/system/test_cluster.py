@@ -719,6 +719,9 @@ def test_a_configuration_in_the_cluster_lies_over_the_file_and_each_change_is_a_
         )
         outside.set("/config/beat", b"not TOML")
         host.await_log("reload: read /config/beat in the cluster: not TOML")
+        for poison, words in (("[" * 5000, ": nested too deep"), ("1" * 5000, ": not TOML: Exceeds the limit")):
+            outside.set("/config/beat", f"[settings]\na = {poison}".encode())
+            host.await_log(f"reload: read /config/beat in the cluster{words}")
         outside.delete("/config/beat")
         host.await_log("settings {'a': 1, 'b': 1}")
         count = host.log.read_text().count("settings {'a': 1, 'b': 1}")
