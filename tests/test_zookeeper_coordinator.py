@@ -16,7 +16,7 @@ from daemonkit.cluster import address
 from daemonkit.cluster.connect import check, connect
 from daemonkit.cluster.coordinator import Coordinator
 from daemonkit.cluster.recipe import boot_time
-from daemonkit.cluster.session import SURE
+from daemonkit.cluster.session import SURE, Session
 from daemonkit.cluster.tree import State
 from daemonkit.errors import CoordinatorError, MissingLibrary, UsageError
 
@@ -243,6 +243,30 @@ def test_a_session_is_counted_on_for_a_part_of_its_time_out_after_its_last_proof
             assert boot_time() >= coordinator.tree.valid_until or coordinator.tree.state is State.SUSPENDED
         finally:
             server.signal(signal.SIGCONT)
+
+
+def test_a_proof_after_silence_counts_no_longer_than_what_the_servers_have_known_before() -> None:
+    session, now = Session(4.0), boot_time()
+    session.begin(now - 3.6)
+    session.connect("s")
+    session.prove("s", now - 3.6)
+    assert session.valid_until == pytest.approx(now - 1.2)
+    assert not session.prove("s", now)  # as after SIGSTOP and SIGCONT: the servers end it at now + 0.4
+    assert session.valid_until < now
+    assert not session.prove("s", now + 0.1)  # nor need their leader know of that yet
+    assert session.valid_until < now
+    assert session.prove("s", now + 1)
+    assert session.valid_until == pytest.approx(now + 1 + 2.4)
+
+
+def test_pings_tell_that_the_silence_before_a_proof_was_short() -> None:
+    session, now = Session(10.0), boot_time()
+    session.begin(now - 3600)
+    session.connect("s")
+    for n in range(1000):
+        session.hear(now - 3600 + 3.6 * n)
+    assert session.prove("s", now)
+    assert session.valid_until > now + 10 / 3
 
 
 def test_a_session_goes_on_in_another_process_with_what_it_has(servers: Ensemble, opened: Open) -> None:

@@ -381,10 +381,30 @@ def _on_handshake(client: Any, status: Session) -> None:
         sent = boot_time()
         read_timeout, connect_timeout = handshake(*args)
         status.timeout = read_timeout * 1.5 / 1000  # read_timeout is two thirds of it, in milliseconds
+        status.begin(sent)
         status.prove(status.session, sent)
         return read_timeout, connect_timeout
 
     client._connection._connect = connect
+    client._connection.ping_outstanding = _Ping(status)
+
+
+class _Ping(threading.Event):
+    """What kazoo sets when it sends a ping, and clears when that is answered, or the connection has ended."""
+
+    def __init__(self, status: Session) -> None:
+        super().__init__()
+        self._status = status
+        self._sent = 0.0
+
+    def set(self) -> None:
+        self._sent = boot_time()
+        super().set()
+
+    def clear(self) -> None:
+        if self.is_set():
+            self._status.hear(self._sent)
+        super().clear()
 
 
 def _node(path: str, data: bytes, stat: Any) -> Node:
