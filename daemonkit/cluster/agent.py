@@ -85,6 +85,8 @@ class Agent:
                 self._trouble.end()
         except DaemonkitError as error:
             self._trouble.begin(str(error), now)
+        except Exception as error:  # noqa: BLE001 - what others have written must not end us; it is told with its trace
+            self._trouble.begin(_unexpected(error), now, error)
         if self._coordinator is not None and self._coordinator.tree.state is State.REFUSED:
             self._trouble.begin(self._coordinator.tree.error or "refused", now)
             self._forget()
@@ -185,10 +187,15 @@ class Agent:
         report = self._report()._replace(is_answer=True)
         coordinator = self._coordinator
         if coordinator is not None and coordinator.tree.state is State.CONNECTED:
-            with contextlib.suppress(DaemonkitError):  # what is known without them is told
+            try:
                 leader = coordinator.leader(self._settings.daemon) if self._settings.stands else None
                 peers = tuple(each._asdict() for each in coordinator.members(self._settings.daemon))
                 report = report._replace(leader=leader and leader._asdict(), peers=peers)
+            except DaemonkitError as error:  # what is known without them is told
+                report = report._replace(error=report.error or str(error))
+            except Exception as error:
+                log.exception("daemonkit itself failed; the daemon goes on")
+                report = report._replace(error=report.error or _unexpected(error))
         self._outbox.send(Word.REPORT, _ANSWER, pack(report))
 
     def _let_go(self, *, goes_on: bool) -> None:
@@ -246,9 +253,9 @@ class _Trouble:
         self.until = 0.0
         self._pause = 0.0
 
-    def begin(self, words: str, now: float) -> None:
+    def begin(self, words: str, now: float, unexpected: Exception | None = None) -> None:
         if words != self.words:
-            log.error("%s; tried again until it can be done", words)
+            log.error("%s; tried again until it can be done", words, exc_info=unexpected)
         self.words = words
         self._pause = min(self._pause * 2, _LONGEST) if self._pause else _FIRST
         self.until = now + self._pause
@@ -262,6 +269,10 @@ class _Trouble:
             yield
         except DaemonkitError as error:
             self.begin(str(error), boot_time())
+
+
+def _unexpected(error: Exception) -> str:
+    return f"daemonkit itself failed: {type(error).__name__}: {error}"
 
 
 def worker(settings: Settings) -> Worker:

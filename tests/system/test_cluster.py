@@ -762,6 +762,24 @@ def test_the_command_shows_who_leads_who_is_there_and_who_has_which_lock(coordin
     assert (shown["data"], shown["children"]) == ("", ["x"])
 
 
+def test_what_nobody_has_meant_ends_neither_the_session_nor_its_process(coordinator: str, make: Make) -> None:
+    cluster = make(coordinator)
+    host = cluster.host()
+    host.lead()
+    cluster.await_leader()
+    mine, agent = host.cluster, host.child("cluster")
+    damaged = [b'{"pid":"x"}', b"\xff", b"[]", b'{"pid":{}}', b'{"since":[]}', b"9" * 5000, b"[" * 50_000]
+    with connect(coordinator) as outside:
+        for number, data in enumerate(damaged):
+            for group in ("members", "leaders", "locks"):
+                outside.set(f"/daemonkit/{group}/beat/zz{number}", data)
+            found = host.call("status", "--json", "beat")
+            assert found.returncode == 0, found.stderr
+    said = host.await_cluster(lambda said: said["leader"] or said["error"])
+    assert (said["role"], said["session"]) == ("leader", mine["session"])
+    assert host.child("cluster") == agent
+
+
 def test_wrong_coordinators_are_told_at_the_start(make: Make) -> None:
     cluster = make("zokeeper://h")
     host = cluster.host()
