@@ -6,9 +6,9 @@ import os
 import re
 from urllib.parse import parse_qsl
 
+from daemonkit.core.shown import shown
 from daemonkit.errors import UsageError
 from daemonkit.queue.broker import Broker
-from daemonkit.queue.shown import shown
 
 SCHEMES = ("sqlite", "redis", "rediss", "unix", "sentinel", "beanstalk")
 _SERVER = re.compile(r"(?P<host>[^\s:/@\[\]]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>\d{1,5}))?")

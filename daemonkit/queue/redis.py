@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
+from daemonkit.core.shown import shown
 from daemonkit.errors import BrokerError, BrokerFull, MissingLibrary, UsageError
 from daemonkit.queue import scripts
-from daemonkit.queue.shown import shown
 
 try:
     import redis as library
