@@ -127,3 +127,24 @@ class Session:
         self.state = State.CLOSED
         self._closed.set()
         self._at_stake.set()
+
+
+class Ping(threading.Event):
+    """What a library sets when it sends a ping, and clears when that is answered, or the connection has ended."""
+
+    def __init__(self, status: Session) -> None:
+        """Nothing was sent yet; ``status`` hears of what was answered."""
+        super().__init__()
+        self._status = status
+        self._sent = 0.0
+
+    def set(self) -> None:
+        """A ping is sent."""
+        self._sent = boot_time()
+        super().set()
+
+    def clear(self) -> None:
+        """It was answered; or the connection has ended, and with the next one ``Session`` begins anew."""
+        if self.is_set():
+            self._status.hear(self._sent)
+        super().clear()

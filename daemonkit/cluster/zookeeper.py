@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from daemonkit.cluster.address import Address
 from daemonkit.cluster.recipe import boot_time
-from daemonkit.cluster.session import PROOFS, Session
+from daemonkit.cluster.session import PROOFS, Ping, Session
 from daemonkit.cluster.tree import (
     Credentials,
     Node,
@@ -386,25 +386,7 @@ def _on_handshake(client: Any, status: Session) -> None:
         return read_timeout, connect_timeout
 
     client._connection._connect = connect
-    client._connection.ping_outstanding = _Ping(status)
-
-
-class _Ping(threading.Event):
-    """What kazoo sets when it sends a ping, and clears when that is answered, or the connection has ended."""
-
-    def __init__(self, status: Session) -> None:
-        super().__init__()
-        self._status = status
-        self._sent = 0.0
-
-    def set(self) -> None:
-        self._sent = boot_time()
-        super().set()
-
-    def clear(self) -> None:
-        if self.is_set():
-            self._status.hear(self._sent)
-        super().clear()
+    client._connection.ping_outstanding = Ping(status)
 
 
 def _node(path: str, data: bytes, stat: Any) -> Node:

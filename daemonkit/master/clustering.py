@@ -19,6 +19,15 @@ def wants_cluster(script: Script, configuration: Configuration) -> bool:
     return script.may_lead or bool(script.watches) or configuration.cluster_config is not None
 
 
+def limit(payload: bytes) -> float:
+    """In the fork server: when the child that ``payload`` has asked for is to be gone (seconds of CLOCK_BOOTTIME)."""
+    import json
+
+    from daemonkit.cluster import leadership
+
+    return leadership.limit_of(json.loads(payload)["token"])
+
+
 def preload(coordinator: str) -> None:
     """In the fork server: import once what each child with a session of its own would import."""
     if coordinator.startswith("zookeeper:"):

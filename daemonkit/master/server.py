@@ -24,6 +24,7 @@ from daemonkit.core.logs import Sink
 from daemonkit.core.loop import READ, WRITE, Loop
 from daemonkit.core.title import take_title
 from daemonkit.errors import ForkServerLost, ScriptError, told
+from daemonkit.master.clustering import limit
 from daemonkit.processes import child, interpreter
 from daemonkit.processes.children import Child, Children, OnEnd, OnStart, fork_server, serve_wire
 from daemonkit.processes.forkserver import MASTERS
@@ -305,14 +306,6 @@ def serve(handover: Handover, script: Script, sink: Sink, notes: Wire) -> NoRetu
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the master is gone: the next line ends us
         notes.send(Note.LOADED, 0, pickle.dumps({name: w._replace(func=None) for name, w in script.workers.items()}))
     serve_wire(Wire(socket.socket(fileno=handover.server_fds[0])), entrance.enter, limit=limit)
-
-
-def limit(payload: bytes) -> float:
-    """In the fork server: when the child that ``payload`` has asked for is to be gone (seconds of CLOCK_BOOTTIME)."""
-    from daemonkit.cluster import leadership
-
-    request: Request = json.loads(payload)
-    return leadership.limit_of(request["token"])
 
 
 class Entrance:
