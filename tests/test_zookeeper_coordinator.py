@@ -72,6 +72,15 @@ def named(servers: Ensemble, user: str, path: str = "", **options: object) -> st
         ("zookeeper://h1?acl=creator", "needs a USER:PASSWORD@"),
         ("zookeeper://h1?auth=sasl", "USER:PASSWORD@ before the hosts"),
         ("zookeeper://u:secret@h1?namespace=a/b", "without /"),
+        ("zookeeper://app:p@sssecret@h1", "@ is written %40"),
+        ("zookeeper://app:a/secret@h1", "/ %2F"),
+        ("zookeeper://app:secret/a@h1", "/ %2F"),
+        ("zookeeper://app:secret?a@h1", "? %3F"),
+        ("zookeeper://app:p@x/secret@h1", "@ is written %40"),
+        ("zookeeper:/app:secret@h1", "@ is written %40"),
+        ("zookeeper:app:secret@h1", "@ is written %40"),
+        ("zookeeper//app:secret@h1", "did you mean zookeeper:?"),
+        ("app:secret@h1", "there are: local"),
     ],
 )
 def test_a_url_that_cannot_be_meant_is_refused_with_a_sentence(url: str, words: str) -> None:
@@ -85,7 +94,7 @@ def test_a_url_says_all_there_is_to_say() -> None:
     url = "zookeeper://u%40x:p%3Aw@h1,[::1]:99,h3:2182/a/b?session_timeout=4s&namespace=n&acl=read&tls=yes&ca=/ca"
     found = address.parse(url)
     assert found == address.Address(
-        url.replace("p%3Aw", "***"),
+        url.replace("u%40x:p%3Aw", "***"),
         ("h1:2181", "[::1]:99", "h3:2182"),
         "/a/b",
         "u@x",

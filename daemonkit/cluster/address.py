@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, unquote
 
 from daemonkit.cluster.tree import check_name, check_path
 from daemonkit.core.duration import positive_seconds
+from daemonkit.core.shown import shown as hidden
 from daemonkit.errors import UsageError
 
 NAMESPACE: Final = "daemonkit"
@@ -56,6 +57,8 @@ def parse(url: str) -> Address:
         UsageError: it cannot be meant.
     """
     shown = without_password(url)
+    if "@" in url and (url.count("@") > 1 or re.search(r"//[^/?]*@", url) is None):  # else a part of it would be told
+        _refuse(shown, "in user and password, and after the hosts, @ is written %40, / %2F and ? %3F")
     rest, _, query = url.removeprefix("zookeeper:").partition("?")
     if not rest.startswith("//"):
         _refuse(shown, "it is written zookeeper://HOST[:PORT],HOST.../CHROOT")
@@ -92,7 +95,7 @@ def parse(url: str) -> Address:
 
 def without_password(url: str) -> str:
     """``url`` as it may be shown."""
-    return re.sub(r"(//[^/@:]*:)[^/@]*@", r"\1***@", url)
+    return url if url.startswith("local:/") else hidden(url)
 
 
 def _host(text: str, shown: str) -> str:
