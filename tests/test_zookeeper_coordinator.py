@@ -121,6 +121,11 @@ def test_a_chroot_that_is_not_there_is_told_and_not_made(servers: Ensemble, open
     lost = opened(servers.url("/not/there"))
     with pytest.raises(CoordinatorError, match=r"there is no node /not/there; create it .*, or correct the URL"):
         lost.lock("x", timeout=PATIENCE)
+    for ask in ("leaders", "groups", "locks"):
+        with pytest.raises(CoordinatorError, match="there is no node /not/there; create it"):
+            getattr(opened(servers.url("/not/there")), ask)()
+    with pytest.raises(CoordinatorError, match="there is no node /not/there; create it"):
+        lost.get("/x")
     assert opened(servers.url()).children("/not") == []
 
 
@@ -180,6 +185,12 @@ def test_tls_checks_the_servers_certificate_and_its_host_name(tmp_path: Path, op
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
             assert done.returncode == 1
             assert "certificate verify failed" in done.stderr
+
+
+@pytest.mark.parametrize("key", ["ca", "cert"])
+def test_a_file_that_cannot_be_read_is_named(key: str) -> None:
+    with pytest.raises(CoordinatorError, match=rf"use zookeeper://h1\?.*: {key}=/not/there.pem: No such file"):
+        connect(f"zookeeper://h1?tls=yes&{key}=/not/there.pem")
 
 
 def certify(path: Path, host: str) -> None:

@@ -15,6 +15,7 @@ The chroot must exist: a wrong one would be another cluster, and another leader.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Final, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, unquote
@@ -22,7 +23,7 @@ from urllib.parse import parse_qsl, unquote
 from daemonkit.cluster.tree import check_name, check_path
 from daemonkit.core.duration import positive_seconds
 from daemonkit.core.shown import shown as hidden
-from daemonkit.errors import UsageError
+from daemonkit.errors import CoordinatorError, UsageError
 
 NAMESPACE: Final = "daemonkit"
 PORT: Final = 2181
@@ -91,6 +92,20 @@ def parse(url: str) -> Address:
         options.get("cert"),
         options.get("key"),
     )
+
+
+def check_files(address: Address) -> None:
+    """Say which of the files of a URL cannot be read: of TLS one learns no more than that it cannot be used.
+
+    Raises:
+        CoordinatorError: the first of them.
+    """
+    for key, path in (("ca", address.ca), ("cert", address.cert), ("key", address.key)):
+        try:
+            if path is not None:
+                os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError as error:
+            raise CoordinatorError(f"use {address.url}: {key}={path}: {error.strerror}") from None
 
 
 def without_password(url: str) -> str:

@@ -23,7 +23,7 @@ def connect(url: str, daemon: str = "", credentials: Credentials | None = None) 
 
     Raises:
         UsageError: the URL cannot be meant.
-        CoordinatorError: a local directory cannot be used.
+        CoordinatorError: a local directory cannot be used, or a file that the URL names.
         MissingLibrary: kazoo is wanted, and is not installed.
     """
     scheme = check(url)
@@ -35,6 +35,7 @@ def connect(url: str, daemon: str = "", credentials: Credentials | None = None) 
     from daemonkit.cluster.zookeeper import ZookeeperTree
 
     found = address.parse(url)
+    address.check_files(found)
     return Coordinator(ZookeeperTree(found, credentials), daemon, found.namespace)
 
 

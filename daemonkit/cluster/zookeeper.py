@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from daemonkit.cluster.address import Address
+from daemonkit.cluster.listener import Listener
 from daemonkit.cluster.recipe import boot_time
 from daemonkit.cluster.session import PROOFS, Ping, Session
 from daemonkit.cluster.tree import (
@@ -80,6 +81,7 @@ class ZookeeperTree(Tree):
         """Begin to connect, to a session of another process if there are ``credentials``; does not wait."""
         self.url = address.url
         self._address = address
+        self._is_rooted = not address.chroot
         self._pid = os.getpid()
         self._status = Session(address.session_timeout)
         self._events: deque[OnChange] = deque()
@@ -129,7 +131,7 @@ class ZookeeperTree(Tree):
                 return None
             except exceptions.NoNodeError:
                 if parent_of(path) == "/":
-                    self._chroot_is_missing()
+                    self._check_chroot()
                 self.create(parent_of(path))
 
     def get(self, path: str, on_change: OnChange | None = None) -> Node | None:
@@ -243,14 +245,18 @@ class ZookeeperTree(Tree):
         session, sent = self._status.session, boot_time()
         try:
             result = call(self._client).get(timeout=self._status.timeout)
-        except (exceptions.NoNodeError, exceptions.NodeExistsError):
+        except (exceptions.NoNodeError, exceptions.NodeExistsError) as error:
             if proves:  # a write that failed is one that a majority has agreed upon
                 self._status.prove(session, sent)
+            if isinstance(error, exceptions.NoNodeError) and not self._is_rooted:
+                self._check_chroot()
             raise
         except exceptions.BadVersionError:
             raise VersionMismatch(f"{doing}: it has another version by now; read it again") from None
         except _LOST as error:
-            raise CoordinatorLost(f"{doing} at {self.url}: the connection was lost; it may have been done") from error
+            why = "; do the servers know auth=sasl?" if self._address.auth == "sasl" else ""
+            words = f"{doing} at {self.url}: the connection was lost; it may have been done{why}"
+            raise CoordinatorLost(words) from error
         except exceptions.KazooException as error:
             why = _REFUSALS.get(type(error), f"the server says {type(error).__name__}")
             raise CoordinatorError(f"{doing} at {self.url}: {why}") from error
@@ -321,28 +327,19 @@ class ZookeeperTree(Tree):
 
                 self._client.set_async(_NOTHING, b"").rawlink(replied)
 
-    def _chroot_is_missing(self) -> None:
+    def _check_chroot(self) -> None:
+        """Say that there is no tree, if that is why there is no node."""
         if self._do("read /", lambda client: client.exists_async("/")) is None:
             raise CoordinatorError(
                 f"use {self.url}: there is no node {self._address.chroot}; create it (zkCli.sh create "
                 f"{self._address.chroot}), or correct the URL"
             )
-
-
-class _Listener(logging.Handler):
-    """Hears what kazoo logs: the only way to learn why it cannot connect."""
-
-    def __init__(self, hear: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self._hear = hear
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._hear(record.getMessage())
+        self._is_rooted = True
 
 
 def _client(address: Address, credentials: Credentials | None, hear: Callable[[str], None]) -> Any:
     logger = logging.Logger("kazoo", logging.WARNING)
-    logger.addHandler(_Listener(hear))
+    logger.addHandler(Listener(hear))
     options: dict[str, Any] = {}
     if credentials is not None:
         number = int(credentials.session, 16)
