@@ -191,7 +191,7 @@ def watch(coordinator: Coordinator, path: str, count: int | None, json_wanted: b
             return
         data = "no value" if value.data is None else repr(value.data.decode(errors="replace"))
         below = f", below it {', '.join(value.children)}" if value.children else ""
-        click.echo(f"{time.strftime('%H:%M:%S')} {path} version {value.version}: {data}{below}")
+        click.echo(_plain(f"{time.strftime('%H:%M:%S')} {path} version {value.version}: {data}{below}"))
 
     coordinator.watch(path, tell)
     while count is None or len(seen) < count:
@@ -213,8 +213,13 @@ def _ago(since: float) -> str:
     return describe(max(0, round(time.time() - since))) + " ago"
 
 
+def _plain(words: str) -> str:
+    """What others have written, without what a terminal would obey."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in words)
+
+
 def _table(head: tuple[str, ...], rows: Any) -> None:
-    lines = [head, *rows]
+    lines = [head, *(tuple(map(_plain, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
