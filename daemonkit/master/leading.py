@@ -55,6 +55,7 @@ class _Line:
         self.wire = wire
         self.stand = Stand.SILENT
         self.url = ""
+        self.told: set[int] = set()  # the numbers of the values that came over it
 
 
 class Leading:
@@ -233,9 +234,11 @@ class Leading:
 
     def _told(self, line: _Line, message: Message) -> None:
         value = unpack_value(bytes(message.payload))
-        if self._values.get(message.id) != value:
+        # Its first is what it has found, which its predecessor may have told; each further one is a change.
+        if message.id in line.told or self._values.get(message.id) != value:
             self._values[message.id] = value
             self._master.take_value(message.id, value)
+        line.told.add(message.id)
 
     def _lose(self, line: _Line) -> None:
         self._master.parts.loop.unwatch(line.wire.fileno())

@@ -760,6 +760,9 @@ def test_the_command_shows_who_leads_who_is_there_and_who_has_which_lock(coordin
     assert (refused.returncode, "/config/x" in refused.stderr) == (1, True)
     shown = json.loads(said("watch", "/config", "-n", "1", "--json"))
     assert (shown["data"], shown["children"]) == ("", ["x"])
+    with connect(coordinator) as outside:
+        outside.set("/daemonkit/members/beat/zz", json.dumps({"host": "\x1b[31m", "pid": 1}).encode())
+    assert "\x1b" not in said("members")
 
 
 def test_what_nobody_has_meant_ends_neither_the_session_nor_its_process(coordinator: str, make: Make) -> None:
@@ -778,6 +781,28 @@ def test_what_nobody_has_meant_ends_neither_the_session_nor_its_process(coordina
     said = host.await_cluster(lambda said: said["leader"] or said["error"])
     assert (said["role"], said["session"]) == ("leader", mine["session"])
     assert host.child("cluster") == agent
+
+
+def test_a_value_that_is_deleted_and_made_again_is_told_though_it_is_the_same(servers: Ensemble, make: Make) -> None:
+    cluster = make(servers.url())
+    host = cluster.host()
+    host.start(
+        """
+        from daemonkit import cluster
+
+        cluster.watch("/again", lambda value: log.info("value %s", value.data))
+        """
+    )
+    host.await_log("value None")
+    with connect(cluster.coordinator) as outside:
+        outside.set("/again", b"1")
+        host.await_log("value b'1'")
+        agent = host.child("cluster")
+        os.kill(agent, signal.SIGSTOP)  # it sees the two changes as one
+        outside.delete("/again")
+        outside.set("/again", b"1")
+        os.kill(agent, signal.SIGCONT)
+        host.await_log("value b'1'", 2)
 
 
 def test_wrong_coordinators_are_told_at_the_start(make: Make) -> None:
