@@ -165,10 +165,13 @@ class Agent:
         if credentials is not None and credentials[:2] != (self._told[1] or ("", ""))[:2]:
             self._wire.send(Word.SESSION, os.getpid(), pack_credentials(credentials), list(credentials.fds))
             self._told = self._told[0], credentials
+        has_lapsed = False
         if tree is not None and candidacy is not None and leads:
+            before = self._settings.page.read()
             self._settings.page.grant(candidacy.token, tree.valid_until)
+            has_lapsed = boot_time() >= before.until  # the master may have seen that, and leads no more
         report = self._report()
-        if report != self._told[0]:
+        if report != self._told[0] or has_lapsed:
             self._told = report, self._told[1]
             self._outbox.send(Word.REPORT, _NEWS, pack(report))
 

@@ -380,6 +380,24 @@ def busy():
     cluster.check()
 
 
+def test_a_leader_whose_time_was_up_leads_again_when_its_session_turns_out_to_live(
+    servers: Ensemble, tmp_path: Path, make: Make
+) -> None:
+    cluster = make(url(servers, tmp_path, 5))
+    host = cluster.host()
+    host.lead()
+    cluster.await_leader()
+    mine, agent = host.cluster, host.child("cluster")
+    os.kill(agent, signal.SIGSTOP)
+    host.await_log("its time was up")
+    os.kill(agent, signal.SIGCONT)
+    at = time.monotonic()
+    cluster.await_leader(after=at)
+    again = host.cluster
+    assert (again["role"], again["session"]) == ("leader", mine["session"])
+    cluster.check()
+
+
 def end_session(servers: Ensemble, session: str) -> None:
     """Let the servers end somebody's session."""
     from kazoo.client import KazooClient
