@@ -85,6 +85,8 @@ class Agent:
                 self._trouble.end()
         except DaemonkitError as error:
             self._trouble.begin(str(error), now)
+        except (Closed, BrokenPipeError, ConnectionResetError):  # of the wire: the master has ended
+            raise
         except Exception as error:  # noqa: BLE001 - what others have written must not end us; it is told with its trace
             self._trouble.begin(_unexpected(error), now, error)
         if self._coordinator is not None and self._coordinator.tree.state is State.REFUSED:
