@@ -317,6 +317,8 @@ class KeptCrew:
         lost: list[Lost] = []
         given_back: list[Call] = []
         for kept in ended:
+            if kept.row.id not in self._kept:
+                continue  # its last outcome came together with its end: it was let go
             assert kept.receipt is not None
             taken = self._take_back(kept)
             if not (kept.calls or kept.has_answered):  # it ended before it began anything: the next may, too
