@@ -67,6 +67,8 @@ class Life:
         self.child: Child | None = None
         self.since: float | None = None  # seconds since the epoch; None: not forked yet
         self.heard = time.monotonic()  # when it said something last
+        self.rests = False  # it has nothing to do, and so no heartbeat
+        self.is_watched = False  # there is an alarm for its heart
         self.why = ""  # it is to end, or has ended, for this reason
         self.words = ""  # what its function raised
         self.doing: str | None = None  # in its own words
@@ -193,8 +195,12 @@ class Place:
         if self.life is None:
             return
         self.life.heard = time.monotonic()
+        if note in (Note.REST, Note.BEAT):
+            self.life.rests = note == Note.REST
         if note == Note.READY:
             self.react(Event.READY)
+        elif note == Note.BEAT and self.state is State.READY:
+            self._watch_heart(self.life)
         elif note == Note.FAILED:
             self.life.words = payload.decode(errors="replace")
         elif note == Note.DOING:
@@ -215,10 +221,9 @@ class Place:
 
     def _become_ready(self) -> None:
         self.state = State.READY
-        if self.life and self.worker.heartbeat_timeout:
+        if self.life:
             self.life.heard = time.monotonic()
-            # A look within a share of it after the last that was told, is not told.
-            self._watch_heart(self.life, self.worker.heartbeat_timeout * (1 + 1 / SHARE))
+            self._watch_heart(self.life)
         self._tell_trial(None)
 
     def _begin_to_stop(self) -> None:
@@ -307,18 +312,22 @@ class Place:
         if told:
             told(error)
 
-    def _watch_heart(self, life: Life, allowed: float) -> None:
-        now = time.monotonic()
-        due = max(life.heard + allowed, now)
+    def _watch_heart(self, life: Life) -> None:
+        if not self.worker.heartbeat_timeout or life.is_watched:
+            return
+        # A look within a share of it after the last that was told, is not told.
+        allowed, now = self.worker.heartbeat_timeout * (1 + 1 / SHARE), time.monotonic()
+        due, life.is_watched = max(life.heard + allowed, now), True
 
         def look() -> None:
-            if self.state is not State.READY or self.life is not life:
+            life.is_watched = False
+            if self.state is not State.READY or self.life is not life or life.rests:
                 return
             now = time.monotonic()
             if now - due > allowed / SHARE:  # it is we who did not listen
                 life.heard = now
             if now - life.heard < allowed:
-                self._watch_heart(life, allowed)
+                self._watch_heart(life)
                 return
             life.why = f"hung: no heartbeat for {now - life.heard:.1f} s"
             life.signal(signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import math
 import os
 import random
 import select
@@ -30,6 +31,7 @@ class Note(enum.IntEnum):
     LOADED = 4  # from a fork server that has read the script; payload: its workers, pickled
     FAILED = 5  # ... that could not; payload: the traceback
     DOING = 6  # payload: what it does, for ``status``
+    REST = 7  # there is nothing to do, and no heartbeat until there is
 
 
 class Recycling(NamedTuple):
@@ -138,6 +140,16 @@ class StopFlag:
     def heartbeat(self) -> None:
         """Say that a long piece of work makes progress, for a worker with a heartbeat_timeout."""
         self._beat(time.monotonic())
+
+    def patience(self) -> float:
+        """Seconds that may pass without a look; who has nothing to do then, says ``rest``."""
+        return LONGEST if self._interval is None or self._beaten == -math.inf else self._interval
+
+    def rest(self) -> None:
+        """Say that there is nothing to do: no heartbeat is missed until the next look at the flag."""
+        if self._interval is not None:
+            self._beaten = -math.inf  # the next look is one, and is told
+            self._notes.send(Note.REST, self._number)
 
     def _look(self) -> bool:
         if not self._explicit:

@@ -19,7 +19,7 @@ from daemonkit.core.logs import Sink
 from daemonkit.errors import ForkServerLost, PayloadError
 from daemonkit.processes.children import Child
 from daemonkit.processes.receipt import Receipt
-from daemonkit.processes.worker import SHARE, StopFlag, Worker
+from daemonkit.processes.worker import StopFlag, Worker
 from daemonkit.queue import errand, payload
 from daemonkit.queue.admission import SHOWN, Admission
 from daemonkit.queue.broker import Broker, Delete, Release, Reservation
@@ -278,7 +278,7 @@ def _prefork(queue: str, tasks: Mapping[str, Task[..., Any]], settings: Settings
     longest = _HUNG + max(task.policy.timeout or task.policy.ttr for task in tasks.values())
 
     def consume(stop: StopFlag) -> None:
-        Prefork(settings.broker, tasks, stop, longest / SHARE).run(settings.hooks)
+        Prefork(settings.broker, tasks, stop).run(settings.hooks)
 
     return Worker(
         f"consumer {queue}",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from daemonkit.errors import PayloadError
-from daemonkit.processes.worker import StopFlag
+from daemonkit.processes.worker import LONGEST, StopFlag
 from daemonkit.queue import current, errand, payload
 from daemonkit.queue.broker import Broker, Delete, Outcome, Release, Reservation, Touch
 from daemonkit.queue.connect import connect
@@ -30,10 +30,9 @@ _BATCH_TIME: Final = 0.02  # seconds that a batch may take: a stop, and what is 
 class Prefork:
     """One such process."""
 
-    def __init__(self, url: str, tasks: Mapping[str, Task[..., Any]], stop: StopFlag, beat: float) -> None:
-        """Consume the one queue of ``tasks`` from the broker at ``url``; look at ``stop`` each ``beat`` seconds."""
+    def __init__(self, url: str, tasks: Mapping[str, Task[..., Any]], stop: StopFlag) -> None:
+        """Consume the one queue of ``tasks`` from the broker at ``url``."""
         self._url = url
-        self._beat = beat
         self._tasks = tasks
         self._stop = stop
         self._queue = next(iter(tasks.values())).policy.queue
@@ -89,7 +88,11 @@ class Prefork:
         if broker is not None:
             poll.register(broker, select.POLLIN)
         seconds = max(self._link.wants_at - now, 0.0)  # after fileno, which may have found the connection lost
-        ready = {fd for fd, _ in poll.poll(min(seconds, self._beat) * 1000 + 0.999)}
+        patience = min(seconds, self._stop.patience())
+        ready = {fd for fd, _ in poll.poll(patience * 1000 + 0.999)}
+        if not ready and patience < seconds:
+            self._stop.rest()
+            ready = {fd for fd, _ in poll.poll(min(seconds - patience, LONGEST) * 1000 + 0.999)}
         if self._stop.fileno() in ready:
             self._stop.drain()
         if broker in ready:

@@ -257,6 +257,12 @@ def later():
     assert log.count(": up") == 1
 
 
+def test_a_worker_that_rests_is_not_taken_for_hung_but_one_that_works_again_is(box: Box) -> None:
+    box.start(HEARTS.format("stop.rest(); time.sleep(2); log.info('rested'); stop.is_set(); time.sleep(1000)"))
+    assert "hung" not in box.await_log("rested")
+    assert "worker crunch-0: hung: no heartbeat for 0." in box.await_log(": up", 2)
+
+
 def test_a_long_piece_of_work_with_heartbeats_of_its_own_is_no_hang(box: Box) -> None:
     box.start(
         HEARTS.format("for _ in range(8): time.sleep(0.2); stop.heartbeat()\n    log.info('done')\n    stop.wait()")
