@@ -200,18 +200,22 @@ class RedisBroker(Broker):
 
     def _tasks(self, ids: list[str]) -> list[Task]:
         def read(client: Any) -> list[Any]:
-            with client.pipeline(transaction=True) as pipe:
+            with client.pipeline(transaction=False) as pipe:
+                for id in ids:
+                    pipe.hget(self._key("task", id), "queue")
+                queues = [(each or b"").decode() for each in pipe.execute()]
+            with client.pipeline(transaction=True) as pipe:  # what is told of a task belongs to its state
                 pipe.time()
                 for id in ids:
                     pipe.hgetall(self._key("task", id))
-                found: list[Any] = pipe.execute()
-                queues = [each.get(b"queue", b"").decode() for each in found[1:]]
                 for id, queue in zip(ids, queues, strict=True):
                     for state in State:
                         pipe.zscore(self._key(state.value, queue), f"{int(id):016d}")
-                return [*found, pipe.execute()]
+                found: list[Any] = pipe.execute()
+                return found
 
-        (seconds, micros), *hashes, scores = self._do(read)
+        (seconds, micros), *rest = self._do(read)
+        hashes, scores = rest[: len(ids)], rest[len(ids) :]
         now = seconds * 1000 + micros // 1000
         tasks = []
         for n, (id, values) in enumerate(zip(ids, hashes, strict=True)):
