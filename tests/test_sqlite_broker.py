@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from harness import PATIENCE
 
+from daemonkit.core.filesystem import file_system_of, is_network
 from daemonkit.errors import BrokerError
 from daemonkit.queue.broker import NewTask
-from daemonkit.queue.disk import file_system_of, is_network
 from daemonkit.queue.sqlite import SqliteBroker
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -10,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemonkit import config
-from daemonkit.cli.common import Preset, configuration_options, working_directory
+from daemonkit.cli.common import configuration_options, configured
 
 if TYPE_CHECKING:
     from daemonkit.queue.broker import Broker
@@ -33,16 +31,7 @@ def on_broker(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def url_of(ctx: click.Context, given: dict[str, str | None], config_path: str | None) -> str:
     """The URL of the broker that is meant."""
-    preset = ctx.find_object(Preset)
-    found = config.load(
-        preset.name if preset else None,
-        command_line={key: value for key, value in given.items() if value is not None},
-        environ=os.environ,
-        script=preset.options if preset else None,
-        config_path=config_path,
-        cwd=working_directory(),
-    )
-    return found.options.broker
+    return configured(ctx, given, config_path).broker
 
 
 @contextmanager

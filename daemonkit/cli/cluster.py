@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemonkit import config
-from daemonkit.cli.common import Preset, as_json, configuration_options, working_directory
+from daemonkit.cli.common import as_json, configuration_options, configured
 from daemonkit.core.duration import describe
 from daemonkit.errors import CoordinatorError
 
@@ -53,16 +52,7 @@ def on_coordinator(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _url_of(ctx: click.Context, given: dict[str, str | None], config_path: str | None) -> str:
-    preset = ctx.find_object(Preset)
-    found = config.load(
-        preset.name if preset else None,
-        command_line={key: value for key, value in given.items() if value is not None},
-        environ=os.environ,
-        script=preset.options if preset else None,
-        config_path=config_path,
-        cwd=working_directory(),
-    )
-    return found.options.coordinator
+    return configured(ctx, given, config_path).coordinator
 
 
 @contextmanager

@@ -230,6 +230,20 @@ def working_directory() -> str:
         return "/"
 
 
+def configured(ctx: click.Context, given: Mapping[str, str | None], config_path: str | None) -> options.Options:
+    """The options that hold for a command that is about no daemon: those ``given``, the environment's, the file's."""
+    preset = ctx.find_object(Preset)
+    found = config.load(
+        preset.name if preset else None,
+        command_line={key: value for key, value in given.items() if value is not None},
+        environ=os.environ,
+        script=preset.options if preset else None,
+        config_path=config_path,
+        cwd=working_directory(),
+    )
+    return found.options
+
+
 def _load(preset: Preset | None, name: str | None, config_path: str | None) -> config.Configuration:
     return config.load(
         name,

@@ -24,7 +24,7 @@ from daemonkit.cluster.tree import (
     check_version,
     parent_of,
 )
-from daemonkit.core.filesystem import network_type
+from daemonkit.core.filesystem import file_system_of, is_network
 from daemonkit.core.inotify import (
     IN_ATTRIB,
     IN_CLOSE_WRITE,
@@ -185,7 +185,7 @@ class LocalTree(Tree):
         self._files = Files(self._root)
         self._fd = -1
         try:
-            if kind := network_type(self._root):
+            if is_network(kind := file_system_of(self._root)):
                 raise CoordinatorError(
                     f"use {self._root}: it is on {kind}, which other hosts may share, and they would not see our "
                     "locks; name a directory of this host, or a zookeeper: coordinator"

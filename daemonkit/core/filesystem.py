@@ -1,4 +1,4 @@
-"""What a file lies on: locks and change notices reach the processes of one host only."""
+"""What a file lies on: locks, change notices and shared memory reach the processes of one host only."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Final
 
 _DISKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "gpfs", "beegfs", "gfs2", "9p")
 _FUSE: Final = ("fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone", "fuse.ceph")
+_NETWORK: Final = frozenset((*_DISKS, *_FUSE))
 
 
-def network_type(path: str, mounts: str = "/proc/self/mountinfo") -> str | None:
-    """The type of the network file system that ``path`` lies on (proc(5), mountinfo); None: it is on none."""
+def file_system_of(path: str, mounts: str = "/proc/self/mountinfo") -> str:
+    """The type of the file system that ``path`` lies on (proc(5), mountinfo); empty if that cannot be known."""
     try:
         device = os.stat(path).st_dev
         wanted = f"{os.major(device)}:{os.minor(device)}"
@@ -18,8 +19,12 @@ def network_type(path: str, mounts: str = "/proc/self/mountinfo") -> str | None:
             for line in file:
                 words = line.split()
                 if words[2] == wanted:
-                    kind = words[words.index("-") + 1]
-                    return kind if kind in (*_DISKS, *_FUSE) else None
+                    return words[words.index("-") + 1]
     except (OSError, ValueError):
-        return None
-    return None
+        return ""
+    return ""
+
+
+def is_network(kind: str) -> bool:
+    """Whether other hosts may have a file there open."""
+    return kind in _NETWORK

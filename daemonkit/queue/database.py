@@ -23,10 +23,10 @@ import weakref
 from collections.abc import Iterator
 from typing import Final
 
+from daemonkit.core.filesystem import file_system_of, is_network
 from daemonkit.errors import BrokerError, BrokerFull
 from daemonkit.ipc.bound import interrupted_after
 from daemonkit.queue import statements
-from daemonkit.queue.disk import file_system_of, is_network
 from daemonkit.queue.forking import before_fork, exclusively
 
 PATIENCE: Final = 10.0  # seconds that a writer waits for the others

@@ -6,32 +6,11 @@ import os
 import sqlite3
 from typing import Final
 
-_DISKS: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "gpfs", "beegfs", "gfs2", "9p")
-_FUSE: Final = ("fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone", "fuse.ceph")
-_NETWORK: Final = frozenset((*_DISKS, *_FUSE))
+from daemonkit.core.filesystem import file_system_of
+
 _VANISHING: Final = frozenset(["tmpfs", "ramfs"])
 _FULL: Final = 2  # PRAGMA synchronous
 _MENDED: Final = (3, 51, 3)
-
-
-def file_system_of(path: str, mounts: str = "/proc/self/mountinfo") -> str:
-    """The type of the file system that ``path`` lies on (proc(5), mountinfo); empty if that cannot be known."""
-    try:
-        device = os.stat(path).st_dev
-        wanted = f"{os.major(device)}:{os.minor(device)}"
-        with open(mounts) as file:
-            for line in file:
-                words = line.split()
-                if words[2] == wanted:
-                    return words[words.index("-") + 1]
-    except (OSError, ValueError):
-        return ""
-    return ""
-
-
-def is_network(kind: str) -> bool:
-    """Whether other hosts may have a file there open."""
-    return kind in _NETWORK
 
 
 def doctor(path: str, connection: sqlite3.Connection) -> list[str]:
