@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import shutil
 import subprocess
@@ -217,6 +218,7 @@ def test_after_a_fail_over_the_sentinels_lead_to_the_new_master(tmp_path: Path) 
         two = stack.enter_context(redis_server(tmp_path / "two", *replica, "--repl-diskless-sync-delay", "0"))
         options = (str(configuration), "--sentinel", "--port", str(watch), "--bind", "127.0.0.1")
         stack.enter_context(redis_server(tmp_path / "sentinel", *options))
+        before = os.listdir("/proc/self/fd")
         broker = stack.enter_context(contextlib.closing(connect(f"sentinel://127.0.0.1:{watch}/mails/0")))
         ids = broker.put_many("mail", [NewTask(b"%d" % n) for n in range(5)])
         assert len(broker.reserve("mail", count=2)) == 2
@@ -235,4 +237,6 @@ def test_after_a_fail_over_the_sentinels_lead_to_the_new_master(tmp_path: Path) 
                 select.select([], [], [], 0.05)
         assert [each.id for each in found] == ids[2:]
         assert b"role:master" in two.command("INFO", "replication")
+        broker.close()
+        assert os.listdir("/proc/self/fd") == before
         one.start()  # the fixture ends it

@@ -127,29 +127,33 @@ class Connection:
                     "set it to noeviction"
                 )
         except BaseException:
-            client.close()
+            _close(client)
             raise
         self._client = client
 
     def _listen(self, client: Any, prefixes: Iterable[str]) -> None:
         """Have a second connection told of each write to such keys (redis.io, "Client-side caching", broadcasting)."""
-        listener = client.connection_pool.make_connection()
-        listener.connect()
-        listener.send_command("CLIENT", "ID")
-        number = listener.read_response()
-        listener.send_command("SUBSCRIBE", "__redis__:invalidate")
-        listener.read_response()
-        words = [word for prefix in _shortest(prefixes) for word in ("PREFIX", prefix)]
-        client.execute_command("CLIENT", "TRACKING", "ON", "REDIRECT", number, "BCAST", "NOLOOP", *words)
-        self._listener = listener
+        self._listener = listener = client.connection_pool.make_connection()
+        try:
+            listener.connect()
+            listener.send_command("CLIENT", "ID")
+            number = listener.read_response()
+            listener.send_command("SUBSCRIBE", "__redis__:invalidate")
+            listener.read_response()
+            words = [word for prefix in _shortest(prefixes) for word in ("PREFIX", prefix)]
+            client.execute_command("CLIENT", "TRACKING", "ON", "REDIRECT", number, "BCAST", "NOLOOP", *words)
+        except BaseException:
+            self._disconnect()
+            raise
 
     def _disconnect(self) -> None:
         client, self._client = self._client, None
         listener, self._listener = self._listener, None
-        for each in (listener and listener.disconnect, client and client.close):
-            if each:
-                with contextlib.suppress(exceptions.RedisError, OSError):
-                    each()
+        if listener is not None:
+            with contextlib.suppress(exceptions.RedisError, OSError):
+                listener.disconnect()
+        if client is not None:
+            _close(client)
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -170,6 +174,15 @@ class Connection:
             raise BrokerError(f"reach {self.url}: {error}; is the server running?") from error
         except exceptions.RedisError as error:
             raise BrokerError(f"use {self.url}: {error}") from error
+
+
+def _close(client: Any) -> None:
+    """Close it, and what led to it: neither is done by the library for a client that sentinels have named."""
+    pool = client.connection_pool
+    manager = getattr(pool, "sentinel_manager", None)
+    for close in (client.close, pool.disconnect, *(each.close for each in (manager.sentinels if manager else ()))):
+        with contextlib.suppress(exceptions.RedisError, OSError):
+            close()
 
 
 def _settings(client: Any, *names: str) -> dict[str, str] | None:
