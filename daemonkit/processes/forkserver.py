@@ -8,6 +8,7 @@ WNOWAIT).
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import os
@@ -43,6 +44,7 @@ MASTERS: Final = (
 _FIRST_PAUSE: Final = 0.01  # seconds after a fork that failed; doubled up to
 _LONGEST_PAUSE: Final = 1.0
 _AT_ONCE: Final = 256  # messages that are taken in before somebody else has his turn
+_TOGETHER: Final = 8  # forks before ends are told and signals sent
 _CLOSING_TIME: Final = 0.06  # seconds that such a child has before it is killed with the rest
 _STATE: Final = struct.Struct("=i")
 _SPAWNS: Final = (1, 7, 8, 9)  # of Kind
@@ -164,7 +166,7 @@ class ForkServer:
         if self._limited:
             self._kill_late()
         if self._requests and now >= self._retry_at:
-            self._fork_next()  # one alone: in between, ends are told and signals sent
+            self._fork_some()
 
     def _rest(self) -> float | None:
         """Milliseconds that may be slept; None: until something comes."""
@@ -221,21 +223,31 @@ class ForkServer:
                 self._on_other(message)
                 self._settle()
 
-    def _fork_next(self) -> None:
-        message = self._requests[0]
-        began = time.monotonic()
-        try:
-            pid = self._forker.fork()
-        except OSError as error:  # EAGAIN, ENOMEM: there may be room later (row 23)
-            if not self._pause:
-                self._wire.send(Kind.DELAYED, message.id, _STATE.pack(error.errno or 0))
-            self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
-            self._retry_at = time.monotonic() + self._pause
-            return
-        if pid == 0:
-            self._be_child(message)
-        self._pause = self._retry_at = 0.0
-        self._requests.popleft()
+    def _fork_some(self) -> None:
+        """Fork one after the other, and do the rest for all: after a fork each page that we write is copied for us."""
+        forked: list[tuple[int, float]] = []
+        for message in itertools.islice(self._requests, _TOGETHER):
+            began = time.monotonic()
+            try:
+                pid = self._forker.fork()
+            except OSError as error:  # EAGAIN, ENOMEM: there may be room later (row 23)
+                self._put_off(message, error)
+                break
+            if pid == 0:
+                self._be_child(message)
+            forked.append((pid, began))
+        else:
+            self._pause = self._retry_at = 0.0
+        for pid, began in forked:
+            self._have(self._requests.popleft(), pid, began)
+
+    def _put_off(self, message: Message, error: OSError) -> None:
+        if not self._pause:
+            self._wire.send(Kind.DELAYED, message.id, _STATE.pack(error.errno or 0))
+        self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
+        self._retry_at = time.monotonic() + self._pause
+
+    def _have(self, message: Message, pid: int, began: float) -> None:
         _close(message)
         self._living.add(message.id, pid, began, adopts=message.kind == Kind.SPAWN)
         if message.kind == Kind.SPAWN_CLOSING:
@@ -251,9 +263,9 @@ class ForkServer:
             for fd in self._private:
                 os.close(fd)
             if len(self._requests) > 1:
-                self._requests.popleft()
                 for other in self._requests:
-                    _close(other)
+                    if other is not message:
+                        _close(other)
                 self._requests.clear()
             if message.kind != Kind.SPAWN:
                 os.environ[MARK] = mark(os.getppid(), message.id)

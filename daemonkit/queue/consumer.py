@@ -11,6 +11,7 @@ import logging
 import math
 import select
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -64,6 +65,8 @@ class Consumer:
         self._tasks = tasks
         self._stop = stop
         self._runs: dict[int, Run] = {}  # by the child's id
+        self._look_at = math.inf  # when the first of them may want something (monotonic seconds)
+        self._busy: Counter[str] = Counter()  # of them, by queue
         self._admission = Admission(settings.min_free_memory)
         self._most = settings.concurrency  # tasks at once, as far as there are descriptors
         self._low_until = 0.0  # monotonic seconds; 0: there are enough
@@ -99,8 +102,9 @@ class Consumer:
             raise SystemExit("the consumer's fork server has ended") from None  # our successor gets what is ours back
         self._read()
         now = time.monotonic()
-        self._expire(now)
-        self._touch(now)
+        self._give_up_all(now)
+        if now >= self._look_at:
+            self._attend(now)
         self._exchange(now)
 
     def _sleep(self) -> None:
@@ -111,7 +115,7 @@ class Consumer:
         if broker is not None:
             poll.register(broker, select.POLLIN)
         ends = (self._link.wants_at, math.inf if self._end is None else self._end)
-        due = min((*ends, *(min(run.touch_at, run.due) for run in self._runs.values())))
+        due = min(*ends, self._look_at)
         left = None if due == math.inf else min(max(due - now, 0.0), _LONGEST)
         ready = {fd for fd, _ in poll.poll(None if left is None else left * 1000 + 0.999)}
         if self._stop.fileno() in ready:
@@ -130,9 +134,7 @@ class Consumer:
         for task in self._tasks.values():
             most = task.policy.concurrency or self._settings.concurrency
             rooms[task.policy.queue] = min(most, rooms.get(task.policy.queue, most))
-        for run in self._runs.values():
-            rooms[run.reservation.queue] -= 1
-        return rooms
+        return {queue: most - self._busy[queue] for queue, most in rooms.items()}
 
     def _exchange(self, now: float) -> None:
         """Tell the broker what is done, and get more, if there is anything to tell or to get."""
@@ -189,6 +191,8 @@ class Consumer:
             self._link.outcomes.append(Release(reservation))
             return
         self._runs[run.child.id] = run
+        self._busy[reservation.queue] += 1
+        self._look_at = min(self._look_at, run.moment)
 
     def _lower(self, error: OSError) -> None:
         """There is no room for another process: be content with those that there are."""
@@ -199,6 +203,7 @@ class Consumer:
     def _ended(self, row: Child, receipt: Receipt) -> None:
         self._read()  # its last words were sent before its end was told
         run = self._runs.pop(row.id)
+        self._busy[run.reservation.queue] -= 1
         printed = self._crew.last_words(run.stderr)
         self._link.look(0.0)
         self._admission.learn(receipt.max_rss)
@@ -225,25 +230,29 @@ class Consumer:
                 continue
             if message.kind == errand.PROGRESS:
                 run.tell(bytes(message.payload).decode(errors="replace"), time.monotonic())
+                self._look_at = min(self._look_at, run.moment)
             else:
                 run.kind, run.words = message.kind, bytes(message.payload)
 
-    def _expire(self, now: float) -> None:
-        """Kill what takes too long, and all when the time to finish is up."""
+    def _attend(self, now: float) -> None:
+        """Kill what takes too long, touch the others."""
         for run in self._runs.values():
             if run.due <= now:
                 run.due, run.words = math.inf, f"took longer than its timeout, {run.policy.timeout:g} s".encode()
                 run.child.kill_tree()
+            if run.touch_at <= now:
+                outcome = run.touch(now)
+                if run.is_ours:
+                    self._link.outcomes.append(outcome)
+        self._look_at = min((run.moment for run in self._runs.values()), default=math.inf)
+
+    def _give_up_all(self, now: float) -> None:
+        """Kill them when the time to finish is up."""
         if self._end is not None and self._end <= now:
             self._end = math.inf
             for run in self._runs.values():
                 run.is_given_back = True
                 run.child.kill_tree()
-
-    def _touch(self, now: float) -> None:
-        for run in self._runs.values():
-            if run.touch_at <= now and run.is_ours:
-                self._link.outcomes.append(run.touch(now))
 
     def _lose(self, reservation: Reservation) -> None:
         """Somebody else may have it by now: end what is still being done for it."""

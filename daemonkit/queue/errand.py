@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import marshal
 import os
 import signal
 import sys
@@ -29,17 +29,9 @@ PROGRESS: Final = 3  # payload: how far it has come
 
 
 def request(name: str, reservation: Reservation, policy: Policy) -> bytes:
-    """The message that asks for the process of a task."""
-    head = {
-        "name": name,
-        "queue": reservation.queue,
-        "id": reservation.id,
-        "first_id": reservation.first_id,
-        "token": reservation.token,
-        "attempt": reservation.failures + 1,
-        "soft_timeout": policy.soft_timeout,
-    }
-    return json.dumps(head).encode() + b"\n" + reservation.body
+    """The message that asks for the process of a task; not in JSON, whose reading costs each child ten copied pages."""
+    running = (reservation.first_id, reservation.token, reservation.failures + 1)
+    return marshal.dumps((name, policy.soft_timeout, reservation.queue, reservation.id, running, reservation.body))
 
 
 def title_of(daemon: str, queue: str, id: str) -> str:
@@ -74,25 +66,25 @@ class Errands:
         print_there()
         for _ in range(_REHEARSALS):
             payload.decode(b'{"task": "x", "args": [], "kwargs": {}}')
-            json.loads(b'{"name": "x"}')
 
     def enter(self, message: Message) -> NoReturn:
         """Be the child that ``message`` asks for."""
-        head, _, body = bytes(message.payload).partition(b"\n")
-        asked = json.loads(head)
+        name, soft_timeout, queue, id, running, body = marshal.loads(message.payload)
         os.setpgid(0, 0)  # a terminal's ^C is the master's to act on
-        title = title_of(self._daemon, asked["queue"], asked["id"])
+        title = title_of(self._daemon, queue, id)
         self._sink.become(title)
         (stderr,) = message.fds
         os.dup2(stderr, 2)
         os.close(stderr)
-        child.run(lambda: self._do(message.id, asked, body), title)
+        current.begin(
+            current.Running(queue, *running),
+            lambda text: self._results.send(PROGRESS, message.id, text.encode()),
+        )
+        child.run(lambda: self._do(message.id, self._tasks[name], body, soft_timeout), title)
 
-    def _do(self, number: int, asked: dict[str, Any], body: bytes) -> None:
-        running = current.Running(asked["queue"], asked["first_id"], asked["token"], asked["attempt"])
-        current.begin(running, lambda text: self._results.send(PROGRESS, number, text.encode()))
+    def _do(self, number: int, task: Task[..., Any], body: bytes, soft_timeout: float | None) -> None:
         call = payload.decode(body)  # as the consumer has done: it is well formed
-        kind, words = perform(self._tasks[asked["name"]], call, asked["soft_timeout"], self._hooks)
+        kind, words = perform(task, call, soft_timeout, self._hooks)
         self._results.send(kind, number, words)
         if kind == FAILED:
             sys.exit(child.FAILED)
@@ -106,8 +98,11 @@ def perform(
     try:
         for hook in hooks:
             hook()
-        with _limit(timeout):
+        if timeout is None:
             result = task.function(*call.args, **call.kwargs)
+        else:
+            with _limit(timeout):
+                result = task.function(*call.args, **call.kwargs)
         words = payload.encode_result(result) if task.policy.keep_result else b""
     except BaseException as error:  # noqa: BLE001 - the consumer's to log, and to try again
         _leave_if_forked(pid)
@@ -125,11 +120,8 @@ def _leave_if_forked(pid: int) -> None:
 
 
 @contextlib.contextmanager
-def _limit(seconds: float | None) -> Iterator[None]:
+def _limit(seconds: float) -> Iterator[None]:
     """Raise TaskTimeout in the task when its soft time-out is up."""
-    if seconds is None:
-        yield
-        return
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise TaskTimeout(f"not done after its time-out, {describe(seconds)}")

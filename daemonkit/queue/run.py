@@ -40,6 +40,11 @@ class Run:
         self._progress: str | None = None  # to be told to the broker
         self._told_at = 0.0
 
+    @property
+    def moment(self) -> float:
+        """When something is to be done about it."""
+        return min(self.touch_at, self.due)
+
     def tell(self, progress: str, now: float) -> None:
         """It has come so far: the broker is told with the next touch, which comes soon."""
         self._progress = progress
