@@ -254,6 +254,7 @@ class ForkServer:
             self._living.closing.add(pid)
         if message.kind == Kind.SPAWN_LIMITED:
             self._limited[message.id] = bytes(message.payload)
+            self._look_at = 0.0  # at once: only then is it known when its limit comes
         self._wire.send(Kind.STARTED, message.id, _STATE.pack(pid))
 
     def _be_child(self, message: Message) -> NoReturn:

@@ -380,6 +380,45 @@ def busy():
     cluster.check()
 
 
+BUSY = """
+@worker(leader=True)
+def crunch(stop):
+    log.info("crunch")
+    while True:
+        time.sleep(60)
+
+@on("SIGUSR1")
+def busy():
+    log.info("busy")
+    while not os.path.exists("DONE"):
+        time.sleep(0.01)
+"""
+
+
+def keep_busy(host: Host, done: Path) -> int:
+    """Start it as the leader, with a worker that hears nothing and a master that is busy until ``done`` is there."""
+    host.lead(BUSY.replace("DONE", str(done)), "--graceful-timeout", "60")
+    host.await_log("] INFO test: crunch")
+    found = host.child("worker crunch-0")
+    os.kill(host.pid() or 0, signal.SIGUSR1)
+    host.await_log("] INFO test: busy")
+    return found
+
+
+def test_a_leaders_worker_is_killed_in_time_while_the_master_is_busy_and_no_server_answers(
+    tmp_path: Path, make: Make
+) -> None:
+    with ensemble(tmp_path, LOCAL) as servers:
+        cluster = make(servers.url(session_timeout=SESSION))
+        crunch = keep_busy(cluster.host(), tmp_path / "done")
+        servers.servers[0].signal(signal.SIGSTOP)
+        at = time.monotonic()
+        await_end(crunch)
+        assert time.monotonic() - at < SESSION + SLACK / 2
+        (tmp_path / "done").touch()
+        cluster.close()
+
+
 def test_a_leader_whose_time_was_up_leads_again_when_its_session_turns_out_to_live(
     servers: Ensemble, tmp_path: Path, make: Make
 ) -> None:
