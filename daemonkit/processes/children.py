@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from daemonkit.errors import ForkServerLost
 from daemonkit.processes import child
-from daemonkit.processes.forkserver import MASTERS, Enter, ForkServer, Kind, Limit, number_in, numbered
+from daemonkit.processes.forkserver import MASTERS, Enter, ForkServer, Kind, number_in, numbered
+from daemonkit.processes.limited import Limit
 from daemonkit.processes.receipt import Receipt, unpack
 from daemonkit.processes.wire import Closed, Message, Wire, pair
 

@@ -25,12 +25,12 @@ from daemonkit.core import prctl, waitid
 from daemonkit.core.signalfd import drain, open_signalfd
 from daemonkit.core.streams import flush_streams
 from daemonkit.processes import child
+from daemonkit.processes.limited import Limit, Limited
 from daemonkit.processes.living import MARK, Living, mark
 from daemonkit.processes.receipt import never_begun
 from daemonkit.processes.wire import Closed, DescriptorsLost, Message, Wire
 
 Enter = Callable[[Message], NoReturn]
-Limit = Callable[[bytes], float]
 
 # A terminal or a supervisor may send these to every process at once; they are the master's to act on.
 MASTERS: Final = (
@@ -67,6 +67,25 @@ class Kind:
     SPAWN_LIMITED: Final = 9  # as SPAWN_LASTING, a child that is killed at its limit, whatever the server's maker does
 
 
+class _Pause:
+    """After a fork that failed."""
+
+    def __init__(self) -> None:
+        self.until = 0.0  # monotonic seconds
+        self._length = 0.0  # seconds; 0: none failed
+
+    def begin(self) -> bool:
+        """Longer than the one before; tell whether there was none."""
+        is_first = not self._length
+        self._length = min(max(self._length * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
+        self.until = time.monotonic() + self._length
+        return is_first
+
+    def end(self) -> None:
+        """A fork did not fail."""
+        self._length = self.until = 0.0
+
+
 class ForkServer:
     """The server's own side."""
 
@@ -91,16 +110,12 @@ class ForkServer:
         self._wire = wire
         self._enter = enter
         self._on_other = on_other
-        self._limit = limit
-        self._limited: dict[int, bytes] = {}  # what asked for those that have a limit
-        self._look_at = math.inf  # when the next of them may be due (seconds of CLOCK_BOOTTIME)
-        self._ignored = ignored
+        self._forker = child.Forker(ignored)
         self._living = Living()
+        self._limited = Limited(limit)
         self._requests: deque[Message] = deque()
-        self._pause = 0.0  # seconds between two tries of a fork that failed; 0: none did
-        self._retry_at = 0.0
+        self._pause = _Pause()
         self._is_full = False  # the wire takes no more, and is polled for room
-        self._private: tuple[int, ...] = ()  # descriptors that no child keeps
 
     def serve(self) -> NoReturn:
         """Be the server until the wire is closed or its maker has ended; end all children, then this process.
@@ -131,7 +146,6 @@ class ForkServer:
         signal.set_wakeup_fd(-1)
         self._poll = select.poll()
         self._actions = {signals: self._wake, self._wire.fileno(): self._speak}
-        self._private = (signals,)
         if self._wire.maker:
             # Beside the wire, whose other end somebody else may have inherited; and not prctl(2)'s signal, which comes
             # when the thread ends that forked us.
@@ -140,10 +154,8 @@ class ForkServer:
             except ProcessLookupError:
                 raise Closed from None
             self._actions[pidfd] = _close_down
-            self._private = (signals, pidfd)
         for fd in self._actions:
             self._poll.register(fd, select.POLLIN)
-        self._forker = child.Forker(self._ignored)
         self._settle()
 
     def _settle(self) -> None:
@@ -163,32 +175,22 @@ class ForkServer:
         now = time.monotonic()
         if now >= self._living.sweep_at:
             self._living.end_orphans()
-        if self._limited:
+        if now >= self._limited.look_at:
             self._kill_late()
-        if self._requests and now >= self._retry_at:
+        if self._requests and now >= self._pause.until:
             self._fork_some()
 
     def _rest(self) -> float | None:
         """Milliseconds that may be slept; None: until something comes."""
-        due = self._living.sweep_at
+        due = min(self._living.sweep_at, self._limited.look_at)
         if self._requests:
-            due = min(due, self._retry_at)
-        if self._limited and self._look_at != math.inf:
-            due = min(due, time.monotonic() + self._look_at - time.clock_gettime(time.CLOCK_BOOTTIME))
+            due = min(due, self._pause.until)
         return None if due == math.inf else max(due - time.monotonic(), 0.0) * 1000
 
     def _kill_late(self) -> None:
-        """Kill those whose limit has come: their master may be busy, or may not know."""
-        assert self._limit is not None
-        now, self._look_at = time.clock_gettime(time.CLOCK_BOOTTIME), math.inf
-        for number, payload in list(self._limited.items()):
-            limit = self._limit(payload)
-            if now < limit:
-                self._look_at = min(self._look_at, limit)
-            else:
-                del self._limited[number]
-                print(f"fork server: child {number}: killed: it has not ended before its limit", file=sys.stderr)
-                self._living.kill_tree(number)
+        for number in self._limited.late():
+            print(f"fork server: child {number}: killed: it has not ended before its limit", file=sys.stderr)
+            self._living.kill_tree(number)
 
     def _wake(self, fd: int, events: int) -> None:
         drain(fd)
@@ -231,21 +233,16 @@ class ForkServer:
             try:
                 pid = self._forker.fork()
             except OSError as error:  # EAGAIN, ENOMEM: there may be room later (row 23)
-                self._put_off(message, error)
+                if self._pause.begin():
+                    self._wire.send(Kind.DELAYED, message.id, _STATE.pack(error.errno or 0))
                 break
             if pid == 0:
                 self._be_child(message)
             forked.append((pid, began))
         else:
-            self._pause = self._retry_at = 0.0
+            self._pause.end()
         for pid, began in forked:
             self._have(self._requests.popleft(), pid, began)
-
-    def _put_off(self, message: Message, error: OSError) -> None:
-        if not self._pause:
-            self._wire.send(Kind.DELAYED, message.id, _STATE.pack(error.errno or 0))
-        self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
-        self._retry_at = time.monotonic() + self._pause
 
     def _have(self, message: Message, pid: int, began: float) -> None:
         _close(message)
@@ -253,16 +250,15 @@ class ForkServer:
         if message.kind == Kind.SPAWN_CLOSING:
             self._living.closing.add(pid)
         if message.kind == Kind.SPAWN_LIMITED:
-            self._limited[message.id] = bytes(message.payload)
-            self._look_at = 0.0  # at once: only then is it known when its limit comes
+            self._limited.add(message.id, bytes(message.payload))
         self._wire.send(Kind.STARTED, message.id, _STATE.pack(pid))
 
     def _be_child(self, message: Message) -> NoReturn:
         """Keep nothing of the server's, nor what came with requests for others; never return to its loop."""
         try:
-            self._wire.close_inherited()
-            for fd in self._private:
+            for fd in self._actions:  # the wire's among them
                 os.close(fd)
+            self._wire.forget_waiting()
             if len(self._requests) > 1:
                 for other in self._requests:
                     if other is not message:
@@ -278,9 +274,9 @@ class ForkServer:
 
     def _reap(self) -> None:
         for number, receipt in self._living.reap():
-            self._limited.pop(number, None)
+            self._limited.remove(number)
             self._wire.send(Kind.ENDED, number, receipt)
-        self._retry_at = 0.0  # there may be room now
+        self._pause.until = 0.0  # there may be room now
 
     def _forget(self, number: int) -> None:
         """A request that has not been forked yet is taken back, and told as killed."""

@@ -163,12 +163,8 @@ class Wire:
             _close_all(fds)
             raise DescriptorsLost(kind, number) from None
 
-    def close_inherited(self) -> None:
-        """Close the descriptors in a process that was just forked, which will not use this object again.
-
-        Cheaper than ``close``, which touches more of the memory that is shared with the parent, and so copies it.
-        """
-        os.close(self.fileno())
+    def forget_waiting(self) -> None:
+        """Close the descriptors of messages that wait, in a process that was just forked: they are not its to send."""
         if self._waiting:
             for _, fds in self._waiting:
                 _close_all(fds)
