@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 from typing import Final, NamedTuple
 
 from daemonkit.cluster.recipe import boot_time
 from daemonkit.errors import NotLeader
 
 _SIZE: Final = 64
-_TOKEN: Final = struct.Struct("=q")
-_UNTIL: Final = struct.Struct("=d")
-_AT_TOKEN, _AT_UNTIL, _AT_LIMIT = 0, 8, 16
+_TOKEN, _UNTIL, _LIMIT = 0, 1, 2  # in units of eight bytes
 
 
 class Terms(NamedTuple):
@@ -43,28 +40,29 @@ class Page:
             fd = os.memfd_create("daemonkit-leadership", os.MFD_CLOEXEC)
             os.ftruncate(fd, _SIZE)
         self.fd = fd
-        self._map = mmap.mmap(fd, _SIZE)
+        # Each item is written and read by one move of eight aligned bytes: a reader sees the old or the new ones.  The
+        # module struct would not do: it fills with zeros what it is about to write, and a reader may see those.
+        memory = memoryview(mmap.mmap(fd, _SIZE))
+        self._numbers, self._times = memory.cast("q"), memory.cast("d")
 
     def grant(self, token: int, until: float) -> None:
         """The daemon leads with ``token`` until then."""
-        # Each is eight aligned bytes: a reader sees the old or the new ones.  The token is there before it counts.
-        # Nor is the limit of one leadership ever seen beside the token of the one before.
-        _TOKEN.pack_into(self._map, _AT_TOKEN, token)
-        _UNTIL.pack_into(self._map, _AT_LIMIT, until)
-        _UNTIL.pack_into(self._map, _AT_UNTIL, until)
+        # The token is there before it counts; nor is the limit of one leadership ever seen beside the token of the one
+        # before.
+        self._numbers[_TOKEN] = token
+        self._times[_LIMIT] = until
+        self._times[_UNTIL] = until
 
     def revoke(self, limit: float | None = None) -> None:
         """The daemon leads no more; what acts for it must have ended by ``limit`` (None: as was said before)."""
-        _UNTIL.pack_into(self._map, _AT_UNTIL, 0.0)
+        self._times[_UNTIL] = 0.0
         if limit is not None:
-            _UNTIL.pack_into(self._map, _AT_LIMIT, limit)
+            self._times[_LIMIT] = limit
 
     def read(self) -> Terms:
         """What is written there now."""
-        (until,) = _UNTIL.unpack_from(self._map, _AT_UNTIL)
-        (limit,) = _UNTIL.unpack_from(self._map, _AT_LIMIT)
-        (token,) = _TOKEN.unpack_from(self._map, _AT_TOKEN)
-        return Terms(token, until, limit)
+        until, limit = self._times[_UNTIL], self._times[_LIMIT]  # before the token: see ``grant``
+        return Terms(self._numbers[_TOKEN], until, limit)
 
 
 class CurrentLeadership:
