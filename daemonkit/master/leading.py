@@ -80,7 +80,7 @@ class Leading:
         """The fencing number with which we lead, for sure and now; 0: we do not."""
         terms = self._page.read()
         if self._token and not terms.is_held:
-            self.follow("its time was up, and nobody has prolonged it")
+            self._let_lapse()
         elif self._token and terms.token != self._token:
             self.follow(f"it has ended, and there is another, with token {terms.token}")
         return self._token
@@ -171,9 +171,14 @@ class Leading:
         if not self._token or left == float("inf"):
             return
         if left <= 0:
-            self.follow("its time was up, and nobody has prolonged it")
+            self._let_lapse()
         else:
             self._alarm("end of the leadership", min(left, _MOST_LEFT), self._watch_limit)
+
+    def _let_lapse(self) -> None:
+        # Prolonged in this very moment, it would go on for the process with the session alone, which would not tell.
+        self._page.revoke()
+        self.follow("its time was up, and nobody has prolonged it")
 
     def _hear(self, line: _Line) -> None:
         while line in self._lines:

@@ -437,6 +437,33 @@ def test_a_leader_whose_time_was_up_leads_again_when_its_session_turns_out_to_li
     cluster.check()
 
 
+def test_a_leadership_that_seems_over_to_the_master_while_it_is_prolonged_is_taken_up_again(
+    servers: Ensemble, tmp_path: Path, make: Make
+) -> None:
+    cluster = make(url(servers, tmp_path))
+    host = cluster.host()
+    more = """
+@on("SIGUSR1")
+def hesitate():
+    from daemonkit.cluster import leadership
+    clock = leadership.boot_time
+
+    def late():
+        leadership.boot_time = clock
+        return clock() + 3600
+
+    leadership.boot_time = late
+"""
+    host.lead(more)
+    cluster.await_leader()
+    mine = host.cluster
+    os.kill(host.pid() or 0, signal.SIGUSR1)
+    host.await_log("its time was up")
+    host.await_log(f": leads, token {mine['token']}", 2)
+    assert host.cluster["session"] == mine["session"]
+    cluster.check()
+
+
 def end_session(servers: Ensemble, session: str) -> None:
     """Let the servers end somebody's session."""
     from kazoo.client import KazooClient
