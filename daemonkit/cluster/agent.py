@@ -71,18 +71,16 @@ class Agent:
         self._resign()
 
     def _turn(self) -> None:
-        self._sleep_and_hear()
+        has_news = self._sleep_and_hear()
         if not self._is_attached:
             return
         now = boot_time()
+        is_tried = now >= self._trouble.until
         try:
-            if self._coordinator is None and now >= self._trouble.until:
+            if self._coordinator is None and is_tried:
                 self._connect(None)
-            if self._coordinator is not None and now >= self._trouble.until:
-                self._coordinator.look()
-                self._tell()  # the master first
-                self._coordinator.settle()
-                self._trouble.end()
+            if self._coordinator is not None and (is_tried or has_news):
+                self._look(self._coordinator)
         except DaemonkitError as error:
             self._trouble.begin(str(error), now)
         except (Closed, BrokenPipeError, ConnectionResetError):  # of the wire: the master has ended
@@ -94,9 +92,19 @@ class Agent:
             self._forget()
         self._tell()
 
-    def _sleep_and_hear(self) -> None:
+    def _look(self, coordinator: Coordinator) -> None:
+        try:
+            coordinator.look()
+        finally:  # what is refused may be one path's alone
+            self._tell()  # the master first
+            coordinator.settle()
+        self._trouble.end()
+
+    def _sleep_and_hear(self) -> bool:
+        """Tell whether there are news of the coordinator's."""
         poll = select.poll()
-        for fd in (self._stop.fileno(), self._coordinator.fileno() if self._coordinator else -1):
+        news = self._coordinator.fileno() if self._coordinator else -1
+        for fd in (self._stop.fileno(), news):
             if fd >= 0:
                 poll.register(fd, select.POLLIN)
         poll.register(self._wire.fileno(), select.POLLIN | (select.POLLOUT if self._wire.is_waiting else 0))
@@ -107,6 +115,7 @@ class Agent:
         if self._wire.fileno() in ready:
             self._outbox.flush()
             self._hear()
+        return news in ready
 
     def _patience(self) -> float | None:
         """Seconds that may be slept; None: until something comes."""

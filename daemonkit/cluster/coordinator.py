@@ -214,8 +214,14 @@ class Coordinator:
         """The first half of ``dispatch``: what has changed is known afterwards."""
         has_changed = self.tree.dispatch()
         due = [recipe for recipe in self._recipes if recipe.is_due and self.tree.state is State.CONNECTED]
+        refused: list[CoordinatorError] = []
         for recipe in due:
-            self._look(recipe)
+            try:
+                self._look(recipe)
+            except CoordinatorError as error:  # that may be one path's alone: the others are looked at all the same
+                refused.append(error)
+        if refused:
+            raise refused[0]
         return has_changed or bool(due)
 
     def settle(self) -> None:

@@ -912,6 +912,26 @@ def test_a_coordinator_that_refuses_is_told_in_the_status_and_nothing_is_led(ser
     assert host.cluster["error"] is None
 
 
+def test_a_path_that_is_refused_keeps_nobody_from_leading_at_once_nor_busy(
+    servers: Ensemble, tmp_path: Path, make: Make
+) -> None:
+    cluster = make(url(servers, tmp_path))
+    with connect(cluster.coordinator.replace("//", "//me:secret@")) as owner:
+        owner.set("/secret", b"")
+    first = start(cluster, 2, 'from daemonkit import cluster\ncluster.watch("/secret", lambda value: None)\n')
+    (second,) = others(cluster, first)
+    second.await_cluster(lambda said: said["error"] and "the ACL of a node forbids it" in said["error"])
+    at = time.monotonic()
+    cluster.await_writes(lambda all: all[-1].at > at + 3.3)  # by now it tries again after 3.2 seconds
+    holder = second.child("cluster")
+    used = cpu_time(holder)
+    assert first.call("kill", "beat").returncode == 0
+    assert cluster.await_leader(second) is second
+    assert cluster.gap(first, second) < SLACK
+    assert cpu_time(holder) - used < 50
+    cluster.check()
+
+
 def test_the_example_hands_out_parts_and_the_next_takes_over(tmp_path: Path, make: Make) -> None:
     cluster = make(f"local:{tmp_path}/cluster")
     first, second = cluster.host(), cluster.host()
