@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import select
@@ -406,6 +407,36 @@ def test_a_watch_tells_of_values_and_children_through_deletion_and_creation(conn
     other.set("/config/x", b"4")
     watcher.wait(SHORT)
     assert len(seen) == count
+
+
+def test_what_is_watched_and_waited_for_in_vain_leaves_nothing_behind(connect: Connect) -> None:
+    watcher, other = connect(), connect()
+    held, _ = other.lock("x"), other.join(group="web")
+    last: dict[str, Value] = {}
+    for path in ("/x", "/daemonkit/members/web"):
+        watcher.watch(path, lambda value: last.update({value.path: value}))
+
+    def turn(number: int) -> None:
+        member = other.join(group="web")
+        other.set("/x", b"%d" % number)
+        await_true(lambda: len(last["/daemonkit/members/web"].children) == 2, watcher)
+        other.leave(member)
+        await_true(lambda: len(last["/daemonkit/members/web"].children) == 1, watcher)
+        await_true(lambda: last["/x"].data == b"%d" % number, watcher)
+        with pytest.raises(CoordinatorTimeout):
+            watcher.lock("x", timeout=0)
+
+    def objects() -> int:
+        gc.collect()
+        return len(gc.get_objects())
+
+    for number in range(20):
+        turn(number)
+    before = objects()
+    for number in range(60):
+        turn(number)
+    assert objects() < before + 30
+    assert held.is_held()
 
 
 def test_what_a_watching_function_raises_reaches_who_dispatches(connect: Connect) -> None:

@@ -140,6 +140,36 @@ def test_what_is_asked_of_a_directory_that_was_moved_away_is_told_to_be_lost_and
         assert held.is_held()
 
 
+def test_changes_of_which_there_were_too_many_to_be_told_are_seen_all_the_same(
+    connect: Connect, directory: Path
+) -> None:
+    one, other = connect(), connect()
+    seen: list[bytes | None] = []
+    other.set("/busy", b"")
+    for path in ("/busy", "/x"):
+        one.watch(path, lambda value: seen.append(value.data))
+    one.dispatch()
+    crowd = directory / "nodes/busy/crowd"
+    for _ in range(int(Path("/proc/sys/fs/inotify/max_queued_events").read_text()) // 2 + 1):
+        crowd.touch()
+        crowd.unlink()
+    other.set("/x", b"1")
+    await_true(lambda: seen[-1] == b"1", one)
+
+
+def test_a_directory_that_cannot_be_begun_anew_is_told_and_keeps_nobody_busy(connect: Connect, directory: Path) -> None:
+    one = connect()
+    one.watch("/x", lambda value: None)
+    one.dispatch()
+    directory.parent.rename(directory.parent.with_name("run.old"))
+    with pytest.raises(CoordinatorError, match=r"use .*cluster: no such file or directory"):
+        one.dispatch()
+    assert select.select([one.fileno()], [], [], 0)[0] == []
+    directory.parent.mkdir()
+    one.dispatch()
+    assert one.tree.state is State.CONNECTED
+
+
 def test_a_session_of_another_process_whose_file_is_gone_is_not_gone_on_with(connect: Connect, directory: Path) -> None:
     one = connect()
     credentials = one.tree.credentials()

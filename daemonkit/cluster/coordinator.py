@@ -359,3 +359,4 @@ class Coordinator:
     def _forget(self, recipe: Recipe) -> None:
         if recipe in self._recipes:
             self._recipes.remove(recipe)
+        self.tree.forget(recipe.touch)

@@ -61,9 +61,8 @@ class LocalTree(Tree):
         self._state = State.LOST  # there is none yet
         self._due: list[OnChange] = []  # to be called by ``dispatch``, whatever it finds
         self._inotify: Watch | None = None
-        self._watched: dict[
-            int, dict[str, list[OnChange]]
-        ] = {}  # by what it is: "node", "children" or a session's name
+        # By what it is: "node", "children" or a session's name; each is to be called once.
+        self._watched: dict[int, dict[str, dict[OnChange, None]]] = {}
         self._guards: set[int] = set()  # watches of what the session depends on
         self._begin(credentials)
 
@@ -143,10 +142,13 @@ class LocalTree(Tree):
     def dispatch(self) -> bool:
         if self._state is State.CLOSED:
             return False
+        events = self._watch.events()  # before anything can fail: who polls would be called again and again
         if self.state is State.LOST:
             self._begin()
         calls, self._due = self._due, []
-        for event in self._watch.events():
+        for event in events:
+            if event.are_lost:
+                calls += self._take_all()
             waiting = self._watched.get(event.watch)
             if waiting is None:
                 continue
@@ -160,6 +162,11 @@ class LocalTree(Tree):
         for call in calls:
             call()
         return bool(calls)
+
+    def forget(self, on_change: OnChange) -> None:
+        for kinds in self._watched.values():
+            for waiting in kinds.values():
+                waiting.pop(on_change, None)
 
     def credentials(self) -> Credentials | None:
         return Credentials(self._session, fds=[self._fd]) if self.state is State.CONNECTED else None
@@ -263,20 +270,25 @@ class LocalTree(Tree):
         """Watch what the session depends on, and nothing else."""
         for watch in {*self._guards, *self._watched}:
             inotify.remove(watch)
-        self._due += [call for kinds in self._watched.values() for waiting in kinds.values() for call in waiting]
-        self._watched.clear()
+        self._due += self._take_all()
         self._guards.clear()
         directories, files = self._files.places(self._session)
         for path, mask in [*((path, _DIRECTORY) for path in directories), *((path, _FILE) for path in files)]:
             with contextlib.suppress(OSError):  # gone, or not ours to read: it is looked for before anything is done
                 self._guards.add(inotify.add(path, mask))
 
+    def _take_all(self) -> list[OnChange]:
+        """What is to be called when anything may have changed."""
+        found = [call for kinds in self._watched.values() for waiting in kinds.values() for call in waiting]
+        self._watched.clear()
+        return found
+
     def _arm(self, path: str, kind: str, on_change: OnChange) -> None:
         """Wait for a change of ``path``, or of the nearest node above it that there is."""
         while path != "/" and not os.path.isdir(self._files.directory(path)):
             path, kind = parent_of(path), "children"
         watch = self._watch.add(self._files.directory(path), _NODE)
-        self._watched.setdefault(watch, {}).setdefault(kind, []).append(on_change)
+        self._watched.setdefault(watch, {}).setdefault(kind, {})[on_change] = None
 
     def _arm_session(self, session: str, on_change: OnChange) -> None:
         """Wait for its end."""
@@ -284,7 +296,7 @@ class LocalTree(Tree):
             return
         with contextlib.suppress(FileNotFoundError):
             watch = self._watch.add(self._files.session_file(session), _SESSION)
-            self._watched.setdefault(watch, {}).setdefault(session, []).append(on_change)
+            self._watched.setdefault(watch, {}).setdefault(session, {})[on_change] = None
 
     def _see_off(self, session: str) -> None:
         """Its last descriptor is being closed: that is told before the lock is released (fs/file_table.c, __fput).

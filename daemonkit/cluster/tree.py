@@ -133,6 +133,10 @@ class Tree(abc.ABC):
         """Call, here and now, what is to be called for the changes that the tree has told; tell if there were any."""
 
     @abc.abstractmethod
+    def forget(self, on_change: OnChange) -> None:
+        """Whoever is to be called so waits no more."""
+
+    @abc.abstractmethod
     def credentials(self) -> Credentials | None:
         """What another process needs to go on with this session; None while there is none."""
 

@@ -56,6 +56,7 @@ _ACLS: Final = {
     "creator": security.CREATOR_ALL_ACL,
     "read": [*security.CREATOR_ALL_ACL, *security.READ_ACL_UNSAFE],
 }
+_Place = tuple[str, str]  # "node" or "children", and the path
 _LOST: Final = (
     exceptions.ConnectionLoss,
     exceptions.ConnectionClosedError,
@@ -87,7 +88,8 @@ class ZookeeperTree(Tree):
         self._events: deque[OnChange] = deque()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._guard = threading.Lock()
-        self._watchers: dict[OnChange, Callable[[Any], None]] = {}
+        self._waiting: dict[_Place, dict[OnChange, None]] = {}  # each is to be called once
+        self._watchers: dict[_Place, Callable[[Any], None]] = {}
         self._client = _client(address, credentials, self._hear_of_trouble)
         _on_handshake(self._client, self._status)
         self._client.add_listener(self._listen)
@@ -136,7 +138,7 @@ class ZookeeperTree(Tree):
 
     def get(self, path: str, on_change: OnChange | None = None) -> Node | None:
         check_path(path)
-        watch = self._watcher(on_change)
+        watch = self._watcher(("node", path), on_change)
         while True:
             try:
                 data, stat = self._do(f"read {path}", lambda client: client.get_async(path, watch))
@@ -149,7 +151,7 @@ class ZookeeperTree(Tree):
 
     def children(self, path: str, on_change: OnChange | None = None) -> list[str] | None:
         check_path(path)
-        watch = self._watcher(on_change)
+        watch = self._watcher(("children", path), on_change)
         while True:
             try:
                 names: list[str] = self._do(f"list {path}", lambda client: client.get_children_async(path, watch))
@@ -192,6 +194,10 @@ class ZookeeperTree(Tree):
             self._events.popleft()()
             count += 1
         return count > 0
+
+    def forget(self, on_change: OnChange) -> None:
+        for waiting in self._waiting.values():
+            waiting.pop(on_change, None)
 
     def credentials(self) -> Credentials | None:
         found = self._client.client_id
@@ -276,16 +282,17 @@ class ZookeeperTree(Tree):
             why = self.error or f"reach {self.url}: no server has answered for {self._address.session_timeout:g} s"
             raise CoordinatorError(why)
 
-    def _watcher(self, on_change: OnChange | None) -> Callable[[Any], None] | None:
-        """What kazoo is to call: the same for the same ``on_change``, or there would be more with each look."""
+    def _watcher(self, place: _Place, on_change: OnChange | None) -> Callable[[Any], None] | None:
+        """What kazoo is to call: the same for the same ``place``, or there would be more with each look."""
         if on_change is None:
             return None
+        self._waiting.setdefault(place, {})[on_change] = None
+        return self._watchers.setdefault(place, lambda event: self._post(lambda: self._change(place)))
 
-        def note(event: Any) -> None:
-            self._watchers.pop(on_change, None)
-            self._post(on_change)
-
-        return self._watchers.setdefault(on_change, note)
+    def _change(self, place: _Place) -> None:
+        self._watchers.pop(place, None)
+        for call in self._waiting.pop(place, ()):
+            call()
 
     def _post(self, call: OnChange) -> None:
         """From any thread: let ``dispatch`` call it."""
@@ -349,11 +356,7 @@ def _client(address: Address, credentials: Credentials | None, hear: Callable[[s
     elif address.user:
         if importlib.util.find_spec("puresasl") is None:
             raise MissingLibrary(f"use {address.url}: auth=sasl needs the library pure-sasl; pip install pure-sasl")
-        options["sasl_options"] = {
-            "mechanism": "DIGEST-MD5",
-            "username": address.user,
-            "password": address.password,
-        }
+        options["sasl_options"] = {"mechanism": "DIGEST-MD5", "username": address.user, "password": address.password}
     return KazooClient(
         ",".join(address.hosts) + address.chroot,
         timeout=address.session_timeout,

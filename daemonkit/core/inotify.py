@@ -21,6 +21,7 @@ IN_MOVED: Final = 0x40 | 0x80
 IN_DELETE_SELF: Final = 0x400
 IN_MOVE_SELF: Final = 0x800
 IN_IGNORED: Final = 0x8000
+IN_Q_OVERFLOW: Final = 0x4000
 
 SLEEP: Final = 0.02  # seconds between two looks where nothing can be watched
 
@@ -35,6 +36,7 @@ class Event(NamedTuple):
     watch: int  # what ``add`` returned
     name: str  # in the directory that is watched; empty: to itself
     is_gone: bool  # what was watched, and with it the watch
+    are_lost: bool  # events of any watch: nobody read them, and there was room for no more
 
 
 class Watch:
@@ -80,7 +82,7 @@ class Watch:
                     watch, mask, _, length = _HEAD.unpack_from(data, at)
                     at += _HEAD.size + length
                     name = os.fsdecode(data[at - length : at].rstrip(b"\0"))
-                    found.append(Event(watch, name, bool(mask & IN_IGNORED)))
+                    found.append(Event(watch, name, bool(mask & IN_IGNORED), bool(mask & IN_Q_OVERFLOW)))
         return found
 
     def wait(self, timeout: float | None = None) -> bool:
