@@ -376,6 +376,15 @@ def test_what_others_have_written_is_shown_as_far_as_it_is_known(coordinator: Co
     assert [each.pid for each in coordinator.members("x")] == [0, 0]
 
 
+@pytest.mark.parametrize("since", ["Infinity", "NaN", "1" + "0" * 400, "-1", "true", "[]", '"x"'], ids=range(7))
+def test_a_moment_that_is_none_is_not_taken_for_that_of_an_election(coordinator: Coordinator, since: str) -> None:
+    candidacy = coordinator.elect("job")
+    await_true(lambda: candidacy.is_held, coordinator)
+    coordinator.set("/daemonkit/leaders/job", f'{{"token": {candidacy.token}, "since": {since}}}'.encode())
+    (leader,) = coordinator.leaders()
+    assert abs(leader.since - time.time()) < PATIENCE
+
+
 def test_a_watch_tells_of_values_and_children_through_deletion_and_creation(connect: Connect) -> None:
     watcher, other = connect(), connect()
     seen: list[Value] = []

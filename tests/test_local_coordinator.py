@@ -218,7 +218,14 @@ def test_wherever_the_holder_of_a_lock_is_killed_the_lock_is_free(tmp_path: Path
     assert {each.name for each in (tmp_path / "cluster/nodes/daemonkit/locks/x").iterdir()} == {"="}
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"{}\n", b"nothing\nof ours", b"\xff", b'{"version":"x"}'], ids=repr)
+FOREIGN = [
+    *(b"", b"[]", b"{}\n", b"nothing\nof ours", b"\xff", b'{"version":"x"}'),
+    b'{"version":Infinity,"number":0,"session":"","created":0}',
+    b'{"version":0,"number":0,"session":"","created":Infinity}',
+]
+
+
+@pytest.mark.parametrize("text", FOREIGN, ids=repr)
 def test_what_is_no_node_of_ours_is_none_and_gives_way(connect: Connect, directory: Path, text: bytes) -> None:
     one = connect()
     one.set("/x", b"1")

@@ -6,7 +6,7 @@ import time
 from typing import Any, NamedTuple
 
 from daemonkit.cluster.contender import EXCLUSIVE, Contender, line_of, one_alone
-from daemonkit.cluster.recipe import introduce, number_of, words_of
+from daemonkit.cluster.recipe import introduce, moment_of, number_of, words_of
 from daemonkit.cluster.tree import Tree
 
 
@@ -53,15 +53,14 @@ def leader_of(tree: Tree, directory: str, name: str) -> Leader | None:
             words = words_of(node.data)
             top = tree.get(directory)
             told = words_of(top.data) if top else {}
-            since = told.get("since") if told.get("token") == node.number else None
-            since = since if isinstance(since, (int, float)) else node.created
+            since = moment_of(told, "since") if told.get("token") == node.number else None
             return Leader(
                 name,
                 node.number,
                 str(words.get("host", "")),
                 number_of(words, "pid"),
                 str(words.get("daemon", "")),
-                float(since),
+                node.created if since is None else since,
                 node.session,
                 words.get("data"),
             )

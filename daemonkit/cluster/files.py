@@ -15,6 +15,7 @@ import ctypes
 import errno
 import fcntl
 import json
+import math
 import os
 import stat
 import time
@@ -334,10 +335,12 @@ def _node(path: str, text: bytes) -> Node:
     try:
         version, number, session, created = (words[name] for name in ("version", "number", "session", "created"))
         node = Node(path, data, int(version), int(number), str(session), float(created))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: no node") from error
     if node.session and not node.session.isdecimal():
         raise ValueError(f"{path}: no session of ours")
+    if not math.isfinite(node.created):
+        raise ValueError(f"{path}: no moment")
     return node
 
 

@@ -7,9 +7,11 @@ import json
 import os
 import socket
 import time
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from daemonkit.cluster.tree import State, Tree
+
+_LATEST: Final = 1e10  # seconds since the epoch: 2286
 
 
 class Recipe(abc.ABC):
@@ -80,6 +82,12 @@ def number_of(words: dict[str, Any], name: str) -> int:
     """A whole number among the words; 0 if somebody else has written something else."""
     number = words.get(name)
     return number if type(number) is int else 0
+
+
+def moment_of(words: dict[str, Any], name: str) -> float | None:
+    """Seconds since the epoch among the words; None if somebody else has written something else."""
+    moment = words.get(name, -1)
+    return float(moment) if type(moment) in (int, float) and 0 <= moment < _LATEST else None
 
 
 def boot_time() -> float:
