@@ -117,6 +117,14 @@ def test_no_server_is_told_within_a_sessions_time_out(opened: Open) -> None:
     assert time.monotonic() - began < SESSION + 1
 
 
+def test_who_watches_by_hand_is_told_that_no_server_answers() -> None:
+    there = f"zookeeper://127.0.0.1:1?session_timeout={SESSION}"
+    command = [sys.executable, "-m", "daemonkit", "cluster", "watch", "/x", there]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert "refused; are the servers running" in done.stderr
+
+
 def test_a_chroot_that_is_not_there_is_told_and_not_made(servers: Ensemble, opened: Open) -> None:
     lost = opened(servers.url("/not/there"))
     with pytest.raises(CoordinatorError, match=r"there is no node /not/there; create it .*, or correct the URL"):

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemonkit.cli.common import as_json, configuration_options, configured
+from daemonkit.cli.common import as_json, as_table, configuration_options, configured, printable
 from daemonkit.core.duration import describe
 from daemonkit.errors import CoordinatorError
 
 if TYPE_CHECKING:
     from daemonkit.cluster.coordinator import Coordinator
+    from daemonkit.cluster.election import Leader
+    from daemonkit.cluster.hold import LockInfo
     from daemonkit.cluster.watching import Value
 
 
@@ -81,10 +83,10 @@ def status(coordinator: Coordinator, json_wanted: bool) -> None:
         as_json({"coordinator": coordinator.url, "leaders": found, "groups": counts})
     elif leaders:
         rows = [
-            (each.name, f"{each.host}:{each.pid}", _ago(each.since), str(each.token), str(counts.get(each.name, 0)))
+            (each.name, _process(each), _ago(each.since), str(each.token), str(counts.get(each.name, 0)))
             for each in leaders
         ]
-        _table(("NAME", "LEADER", "SINCE", "TOKEN", "MEMBERS"), rows)
+        as_table(("NAME", "LEADER", "SINCE", "TOKEN", "MEMBERS"), rows)
     else:
         click.echo(f"nobody leads anything at {coordinator.url}")
 
@@ -99,7 +101,7 @@ def members(coordinator: Coordinator, json_wanted: bool) -> None:
         as_json([{"group": group, **each._asdict()} for group, each in found])
     elif found:
         rows = [(group, each.host, str(each.pid), _ago(each.since), each.session) for group, each in found]
-        _table(("GROUP", "HOST", "PID", "SINCE", "SESSION"), rows)
+        as_table(("GROUP", "HOST", "PID", "SINCE", "SESSION"), rows)
     else:
         click.echo(f"nobody is there at {coordinator.url}")
 
@@ -113,19 +115,7 @@ def locks(coordinator: Coordinator, json_wanted: bool) -> None:
     if json_wanted:
         as_json([each._asdict() for each in found])
     elif found:
-        rows = [
-            (
-                each.name,
-                each.kind,
-                "held" if each.is_held else "waits",
-                f"{each.host}:{each.pid}",
-                each.daemon or "-",
-                _ago(each.since),
-                str(each.token),
-            )
-            for each in found
-        ]
-        _table(("NAME", "KIND", "STATE", "BY", "DAEMON", "SINCE", "TOKEN"), rows)
+        as_table(("NAME", "KIND", "STATE", "BY", "DAEMON", "SINCE", "TOKEN"), map(_lock_row, found))
     else:
         click.echo(f"no locks at {coordinator.url}")
 
@@ -181,8 +171,9 @@ def watch(coordinator: Coordinator, path: str, count: int | None, json_wanted: b
             return
         data = "no value" if value.data is None else repr(value.data.decode(errors="replace"))
         below = f", below it {', '.join(value.children)}" if value.children else ""
-        click.echo(_plain(f"{time.strftime('%H:%M:%S')} {path} version {value.version}: {data}{below}"))
+        click.echo(printable(f"{time.strftime('%H:%M:%S')} {path} version {value.version}: {data}{below}"))
 
+    coordinator.get(path)  # what keeps us from it is told; later it is waited for
     coordinator.watch(path, tell)
     while count is None or len(seen) < count:
         coordinator.wait(None if count is None else 1.0)
@@ -199,17 +190,14 @@ def _as_dict(value: Value) -> dict[str, Any]:
     return values
 
 
+def _lock_row(lock: LockInfo) -> tuple[str, ...]:
+    state = "held" if lock.is_held else "waits"
+    return lock.name, lock.kind, state, _process(lock), lock.daemon or "-", _ago(lock.since), str(lock.token)
+
+
+def _process(each: Leader | LockInfo) -> str:
+    return f"{each.host}:{each.pid}"
+
+
 def _ago(since: float) -> str:
     return describe(max(0, round(time.time() - since))) + " ago"
-
-
-def _plain(words: str) -> str:
-    """What others have written, without what a terminal would obey."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in words)
-
-
-def _table(head: tuple[str, ...], rows: Any) -> None:
-    lines = [head, *(tuple(map(_plain, row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
@@ -275,3 +275,16 @@ def as_json(value: Any) -> None:
     import json
 
     click.echo(json.dumps(value, indent=2))
+
+
+def as_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    """Print ``rows`` for people, each column as wide as need be."""
+    lines = [head, *(tuple(map(printable, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def printable(words: str) -> str:
+    """What others have written, without what a terminal would obey."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in words)

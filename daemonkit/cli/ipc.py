@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemonkit.cli.common import Preset, as_json, configuration_options, run_dir_of
+from daemonkit.cli.common import Preset, as_json, as_table, configuration_options, run_dir_of
 from daemonkit.errors import NotAllowed
 
 if TYPE_CHECKING:
@@ -52,14 +52,13 @@ def command(ctx: click.Context, action: str, json_wanted: bool, run_dir: str | N
 
 
 def _show(found: list[Found]) -> None:
-    rows = [("KIND", "KEY", "ID", "HOLDS", "CREATOR", "STATE", "DAEMON")]
+    rows = []
     for each in found:
         kind, key = each.title.split()
         state = "alive" if each.entry.creator_lives else "dead"
         rows.append((kind, key, str(each.entry.id), each.content, str(each.entry.pid), state, each.daemon or "-"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows if found else ():
-        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    if rows:
+        as_table(("KIND", "KEY", "ID", "HOLDS", "CREATOR", "STATE", "DAEMON"), rows)
 
 
 def _as_dict(found: Found) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import click
 
 from daemonkit.cli import moves
 from daemonkit.cli.broker import on_broker, opened, url_of
-from daemonkit.cli.common import as_json
+from daemonkit.cli.common import as_json, as_table
 from daemonkit.cli.types import ALL, COUNT, MOVABLE, STATES, Duration, Words
 from daemonkit.core.duration import describe
 from daemonkit.errors import BrokerError, NoSuchTask
@@ -49,7 +49,7 @@ def stats(broker: Broker, json_wanted: bool) -> None:
     if json_wanted:
         as_json([each._asdict() for each in found])
     elif found:
-        _table(("QUEUE", "READY", "DELAYED", "RESERVED", "BURIED", "PAUSED"), map(_stats_row, found))
+        as_table(("QUEUE", "READY", "DELAYED", "RESERVED", "BURIED", "PAUSED"), map(_stats_row, found))
     else:
         click.echo(f"no tasks at {broker.url}")
 
@@ -250,10 +250,3 @@ def _as_text(task: Task) -> str:
     except UnicodeDecodeError:
         body = repr(task.body)
     return "\n".join([*lines, f"  body: {body}"])
-
-
-def _table(head: tuple[str, ...], rows: Any) -> None:
-    lines = [head, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
