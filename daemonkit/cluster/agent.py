@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
@@ -20,7 +21,7 @@ from daemonkit.cluster.election import Candidacy
 from daemonkit.cluster.leadership import Page
 from daemonkit.cluster.messages import UNIQUE, Report, Word, pack, pack_credentials, pack_value, unpack_credentials
 from daemonkit.cluster.recipe import boot_time
-from daemonkit.cluster.tree import Credentials, State
+from daemonkit.cluster.tree import Credentials, State, Tree
 from daemonkit.cluster.watching import Value
 from daemonkit.errors import DaemonkitError
 from daemonkit.processes.wire import Closed, Wire
@@ -59,6 +60,7 @@ class Agent:
         self._outbox = _Outbox(wire)
         self._trouble = _Trouble()
         self._is_attached = False
+        self._granted = 0  # the token of a leadership that may go on
         self._is_taking_over = False  # until it is known whether the leadership of another process goes on with us
         self._unique = ""  # in the names of the daemon's nodes
 
@@ -156,6 +158,8 @@ class Agent:
         self._candidacy = made.elect(settings.daemon, unique=self._unique) if settings.stands else None
         made.join(group=settings.daemon, wait=False, unique=self._unique)
         self._is_taking_over = credentials is not None
+        if credentials is not None:
+            self._granted = settings.page.read().token
         for number, path in enumerate(settings.watches):
             made.watch(path, self._teller(number))
 
@@ -170,21 +174,32 @@ class Agent:
         if self._is_taking_over and tree is not None and candidacy is not None:
             is_known = tree.state is State.CONNECTED and not candidacy.is_due
             self._is_taking_over = not is_known and tree.state in (State.CONNECTING, State.CONNECTED)
-        if tree is not None and not leads and not self._is_taking_over:
-            self._settings.page.revoke()
+        has_lapsed = False
+        if tree is not None and not (self._is_taking_over and not leads):
+            has_lapsed = self._write_down(tree, candidacy.token if candidacy is not None and leads else 0)
         credentials = tree.credentials() if tree else None
         if credentials is not None and credentials[:2] != (self._told[1] or ("", ""))[:2]:
             self._wire.send(Word.SESSION, os.getpid(), pack_credentials(credentials), list(credentials.fds))
             self._told = self._told[0], credentials
-        has_lapsed = False
-        if tree is not None and candidacy is not None and leads:
-            before = self._settings.page.read()
-            self._settings.page.grant(candidacy.token, tree.valid_until)
-            has_lapsed = boot_time() >= before.until  # the master may have seen that, and leads no more
         report = self._report()
         if report != self._told[0] or has_lapsed:
             self._told = report, self._told[1]
             self._outbox.send(Word.REPORT, _NEWS, pack(report))
+
+    def _write_down(self, tree: Tree, token: int) -> bool:
+        """Write ``token`` on the page, 0: we do not lead; tell if we do, and the master may think not."""
+        page, before = self._settings.page, self._settings.page.read()
+        is_over = self._granted not in (0, token) and tree.state is not State.SUSPENDED
+        if token:
+            page.grant(token, tree.valid_until)
+        else:
+            # When the session is gone, or our place in it, another may lead, however long it was sure before.
+            page.revoke(boot_time() if is_over else None)
+        if is_over:
+            os.kill(os.getppid(), signal.SIGCHLD)  # as if a child had ended: the fork server looks whose limit has come
+        if is_over or token:
+            self._granted = token
+        return bool(token) and boot_time() >= before.until
 
     def _report(self) -> Report:
         tree = self._coordinator.tree if self._coordinator else None
@@ -225,6 +240,7 @@ class Agent:
     def _forget(self) -> None:
         """It is no use; another will be tried."""
         if self._coordinator is not None:
+            self._settings.page.revoke()
             self._coordinator.close()
         self._coordinator = self._candidacy = None
 

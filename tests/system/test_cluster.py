@@ -419,6 +419,36 @@ def test_a_leaders_worker_is_killed_in_time_while_the_master_is_busy_and_no_serv
         cluster.close()
 
 
+def test_a_leaders_worker_is_killed_at_once_while_the_master_is_busy_and_the_session_is_ended(
+    servers: Ensemble, tmp_path: Path, make: Make
+) -> None:
+    cluster = make(url(servers, tmp_path, 20))
+    host = cluster.host()
+    crunch = keep_busy(host, tmp_path / "done")
+    with connect(cluster.coordinator) as outside:
+        leader = outside.leader("beat")
+        assert leader is not None
+        end_session(servers, leader.session)
+        await_end(crunch, SLACK)  # far from what the session was sure for
+    (tmp_path / "done").touch()
+    host.await_log("leads no more")
+    host.await_log("] INFO test: crunch", 2)
+    cluster.check()
+
+
+def test_a_leaders_worker_is_killed_at_once_while_the_master_is_busy_and_the_local_directory_is_gone(
+    tmp_path: Path, make: Make
+) -> None:
+    cluster = make(f"local:{tmp_path}/cluster")
+    host = cluster.host()
+    crunch = keep_busy(host, tmp_path / "done")
+    (tmp_path / "cluster").rename(tmp_path / "cluster.old")
+    await_end(crunch, SLACK)
+    (tmp_path / "done").touch()
+    host.await_log("] INFO test: crunch", 2)
+    cluster.check()
+
+
 def test_a_leader_whose_time_was_up_leads_again_when_its_session_turns_out_to_live(
     servers: Ensemble, tmp_path: Path, make: Make
 ) -> None:
