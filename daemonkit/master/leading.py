@@ -206,8 +206,13 @@ class Leading:
             else:
                 self.follow("the coordinator is another one now")
                 self._close_session()
-                self._send(holder, Word.RESIGN)
+                if self._master.crew:  # not before what runs for the leadership has ended may another lead there
+                    self._master.crew.workers.when_parted(lambda: self._resign(holder))
         self._attach_next()
+
+    def _resign(self, holder: _Line) -> None:
+        if holder in self._lines:
+            self._send(holder, Word.RESIGN)
 
     def _left(self, line: _Line, message: Message) -> None:
         line.stand = Stand.LEFT

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from daemonkit.core.job import Job
 from daemonkit.core.timer import Timer
 from daemonkit.master.place import Event, Place, Schedule, State
 from daemonkit.master.server import Server
@@ -33,6 +34,8 @@ class Workers:
         self._leaders: dict[str, Worker] = {}  # that run only while the daemon leads
         self._is_leading = False
         self._parting: set[Place] = set()  # of the last leadership, on their way out
+        self._deadline: Job | None = None  # until when they have to be
+        self._on_parted: list[Callable[[], object]] = []
         self._on_quiet: list[Callable[[], None]] = []
         self._on_fatal = on_fatal
 
@@ -55,12 +58,17 @@ class Workers:
     def end_leaders(self, within: float) -> None:
         """The daemon leads no more: stop them, and kill those that are there ``within`` seconds."""
         self._is_leading = False
-        leaving = [place for place in self if place.worker.leader]
+        leaving = [place for place in [*self, *self._beside] if place.worker.leader]
         for worker in self._leaders.values():
             self._set_count(worker, 0)
         self._parting |= {place for place in leaving if place.state is not State.IDLE}
-        if self._parting:
-            self.timer.once("end of the leader's workers", within, self._kill_parting)
+        if self._parting and self._deadline is None:
+            self._deadline = self.timer.once("end of the leader's workers", within, self._kill_parting)
+
+    def when_parted(self, func: Callable[[], object]) -> None:
+        """Call ``func`` once none that ``end_leaders`` was to end is there any more."""
+        self._on_parted.append(func)
+        self._tell_parted()
 
     def resume(self) -> None:
         """Start again what ``stop`` has ended."""
@@ -144,8 +152,7 @@ class Workers:
             self._beside.remove(place)
         if place in self._parting:
             self._parting.discard(place)
-            if self._is_leading:
-                self.begin_leaders()
+            self._tell_parted()
         self._tell_quiet()
 
     def when_quiet(self, func: Callable[[], None]) -> None:
@@ -167,6 +174,18 @@ class Workers:
             if place.life is not None:
                 log.error("worker %s: killed: it has not ended before another may lead", place.name)
                 place.life.signal(signal.SIGKILL)
+
+    def _tell_parted(self) -> None:
+        if self._parting:
+            return
+        if self._deadline is not None:
+            self.timer.pause(self._deadline)
+            self._deadline = None
+        waiting, self._on_parted = self._on_parted, []
+        for func in waiting:
+            func()
+        if self._is_leading:
+            self.begin_leaders()
 
     def _tell_quiet(self) -> None:
         if not self._beside:

@@ -985,6 +985,45 @@ def test_the_nightly_example_refuses_a_latecomer(tmp_path: Path) -> None:
     assert report.read_text() == "7\nagain\n"
 
 
+def test_a_reload_with_another_coordinator_lets_its_workers_end_before_another_may_lead(
+    tmp_path: Path, make: Make
+) -> None:
+    cluster = make(f"local:{tmp_path}/one")
+    more = """
+@worker(leader=True)
+def crunch(stop):
+    log.info("crunch")
+    while not stop.wait(60):
+        pass
+    for _ in range(20):
+        write("ends")
+        time.sleep(BEAT)
+"""
+    first = cluster.host()
+    file = first.path / "daemonkit.toml"
+    first.environ["DAEMONKIT_CONFIG"] = str(file)
+    del first.environ["DAEMONKIT_COORDINATOR"]
+    file.write_text(f'[daemon]\ncoordinator = "local:{tmp_path}/one"\n')
+    first.lead(more.replace("BEAT", str(BEAT)))
+    first.await_log("] INFO test: crunch")
+    second = cluster.host()
+    second.lead()
+    with connect(f"local:{tmp_path}/two") as there:
+        other = there.elect("beat")
+        there.dispatch()
+        assert other.is_held
+        file.write_text(f'[daemon]\ncoordinator = "local:{tmp_path}/two"\n')
+        assert first.call("reload", "beat").returncode == 0
+        cluster.await_leader(second)
+        first.await_cluster(lambda said: said["coordinator"] == there.url and said["state"] == "connected")
+        writes = cluster.writes()
+    assert len([each for each in writes if each.what == "ends"]) >= 20
+    assert max(each.at for each in writes if each.host == first.name) < min(
+        each.at for each in writes if each.host == second.name
+    )
+    cluster.check()
+
+
 def test_a_reload_with_another_coordinator_leads_there_and_no_more_here(tmp_path: Path, make: Make) -> None:
     cluster = make(f"local:{tmp_path}/one")
     host = cluster.host()
