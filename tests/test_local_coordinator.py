@@ -140,6 +140,30 @@ def test_what_is_asked_of_a_directory_that_was_moved_away_is_told_to_be_lost_and
         assert held.is_held()
 
 
+COVERED = """
+import select, subprocess, sys
+from daemonkit.cluster.connect import connect
+one = connect("local:" + sys.argv[1])
+a = one.elect("job")
+one.dispatch()
+session = one.tree.session
+while one.wait(0):
+    pass
+subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700", "tmpfs", sys.argv[1]], check=True)
+assert select.select([one.fileno()], [], [], float(sys.argv[2]))[0]
+one.dispatch()
+with connect("local:" + sys.argv[1]) as other:
+    (leader,) = other.leaders()
+    assert leader.session == one.tree.session != session
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+def test_a_directory_that_something_is_mounted_over_is_begun_anew_at_once(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", COVERED, str(tmp_path / "cluster"), str(PATIENCE)]
+    subprocess.run(["unshare", "--mount", *program], check=True, timeout=2 * PATIENCE)
+
+
 def test_changes_of_which_there_were_too_many_to_be_told_are_seen_all_the_same(
     connect: Connect, directory: Path
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -61,6 +62,8 @@ class LocalTree(Tree):
         self._state = State.LOST  # there is none yet
         self._due: list[OnChange] = []  # to be called by ``dispatch``, whatever it finds
         self._inotify: Watch | None = None
+        self._mounts = -1  # tells of each that comes or goes: it may cover the directory
+        self._poll: select.epoll | None = None  # for both
         # By what it is: "node", "children" or a session's name; each is to be called once.
         self._watched: dict[int, dict[str, dict[OnChange, None]]] = {}
         self._guards: set[int] = set()  # watches of what the session depends on
@@ -137,7 +140,13 @@ class LocalTree(Tree):
             return self._files.remove(path, version)
 
     def fileno(self) -> int:
-        return self._watch.fd
+        if self._poll is None:
+            watch, self._poll = self._watch, select.epoll()
+            self._poll.register(watch.fd, select.EPOLLIN)
+            with contextlib.suppress(OSError):  # without it, what was mounted is seen before the next thing is done
+                self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+                self._poll.register(self._mounts, select.EPOLLPRI)  # proc_pid_mountinfo(5)
+        return self._poll.fileno()
 
     def dispatch(self) -> bool:
         if self._state is State.CLOSED:
@@ -183,6 +192,12 @@ class LocalTree(Tree):
         self._state = State.CLOSED
         if self._inotify:
             self._inotify.close()
+        if self._poll:
+            self._poll.close()
+            self._poll = None
+        if self._mounts >= 0:
+            os.close(self._mounts)
+            self._mounts = -1
 
     def forsake(self) -> None:
         self.leave()
