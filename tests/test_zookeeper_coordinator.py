@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -168,10 +169,24 @@ def test_a_user_by_sasl_is_known_and_a_wrong_password_refused(tmp_path: Path, op
         mine.set("/mine", b"1")
         with pytest.raises(CoordinatorError, match="the ACL of a node forbids it"):
             opened(made.url()).get("/mine")
-        with pytest.raises(CoordinatorError, match="the server refuses user and password; see those in the URL"):
+        with pytest.raises(CoordinatorError, match="the server refuses user and password, or knows no auth=sasl"):
             opened(named(made, "me:wrong", auth="sasl")).get("/mine")
     finally:
         made.close()
+
+
+def test_a_user_by_sasl_is_told_of_a_server_that_knows_none(servers: Ensemble, opened: Open) -> None:
+    mine = opened(named(servers, "me:secret", auth="sasl", session_timeout=SESSION))
+    candidacy = mine.elect("job")
+    until = time.monotonic() + PATIENCE
+    while mine.tree.state is not State.REFUSED:
+        assert time.monotonic() < until
+        with contextlib.suppress(CoordinatorError):
+            mine.wait(PATIENCE)
+    assert not candidacy.is_held
+    for _ in range(2):
+        with pytest.raises(CoordinatorError, match=r"the server refuses user and password, or knows no auth=sasl"):
+            mine.get("/x")
 
 
 def test_tls_checks_the_servers_certificate_and_its_host_name(tmp_path: Path, opened: Open) -> None:

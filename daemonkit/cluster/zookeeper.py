@@ -65,10 +65,11 @@ _LOST: Final = (
     exceptions.CancelledError,
     KazooTimeoutError,
 )
+_REFUSED: Final = "the server refuses user and password, or knows no auth=sasl; see those in the URL"
 _REFUSALS: Final = {
     exceptions.NoAuthError: "the ACL of a node forbids it; give USER:PASSWORD@ in the URL of one who may",
     exceptions.InvalidACLError: "the server takes no such ACL; does it know the user?",
-    exceptions.AuthFailedError: "the server refuses user and password; see those in the URL",
+    exceptions.AuthFailedError: _REFUSED,
     exceptions.NotEmptyError: "there are nodes below it; delete those first",
     exceptions.NoChildrenForEphemeralsError: "the node above it is ephemeral, and can have none below it",
     exceptions.BadArgumentsError: "the server takes no such path",
@@ -311,7 +312,7 @@ class ZookeeperTree(Tree):
             self._status.connect(_shown(self._client._session_id))
             self.error = None
         elif self._client.client_state == KeeperState.AUTH_FAILED:
-            self.error = f"use {self.url}: the server refuses user and password; see those in the URL"
+            self.error = f"use {self.url}: {_REFUSED}"
             self._status.refuse()
         else:
             self._status.lose(is_gone=kazoo_state == KazooState.LOST)
