@@ -31,18 +31,15 @@ def end(name: str, pid_path: str, master: int | None = None) -> int:
     for entry in os.listdir("/proc"):
         if not entry.isdecimal() or int(entry) == os.getpid():
             continue
-        with contextlib.suppress(OSError):
-            pidfd = os.pidfd_open(int(entry))
+        with contextlib.suppress(OSError), open(os.pidfd_open(int(entry)), "rb", buffering=0) as pidfd:
             # Looked at after the pidfd was opened: it means this process, and no later one of its number.
             if _is_left(int(entry), name, pid_path) and (master is None or not _descends(int(entry), master)):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                pidfds.append(pidfd)
-            else:
-                os.close(pidfd)
+                signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
+                pidfds.append(os.dup(pidfd.fileno()))
     until = time.monotonic() + KILL_TIME
-    for pidfd in pidfds:
-        select.select([pidfd], [], [], max(until - time.monotonic(), 0))
-        os.close(pidfd)
+    for each in pidfds:
+        select.select([each], [], [], max(until - time.monotonic(), 0))
+        os.close(each)
     return len(pidfds)
 
 

@@ -57,3 +57,13 @@ def test_a_process_that_only_looks_like_a_leftover_is_spared(box: Box) -> None:
         assert innocent.poll() is None
         innocent.communicate("")
     assert innocent.returncode == 0
+
+
+def test_a_master_that_has_lost_its_fork_server_has_no_more_descriptors_than_before(box: Box) -> None:
+    pid = box.start('@worker\ndef crunch(stop):\n    log.info("crunch")\n    stop.wait()\n')
+    box.await_log("] INFO test: crunch")
+    before = len(os.listdir(f"/proc/{pid}/fd"))
+    for count in (1, 2):
+        os.kill(children(box)["fork server"], signal.SIGKILL)
+        box.await_log("] INFO test: crunch", count + 1)
+    assert len(os.listdir(f"/proc/{pid}/fd")) <= before + 2
