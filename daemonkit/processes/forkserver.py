@@ -175,7 +175,7 @@ class ForkServer:
         now = time.monotonic()
         if now >= self._living.sweep_at:
             self._living.end_orphans()
-        if now >= self._limited.look_at:
+        if self._limited:  # whatever has woken us: limits are brought forward, too
             self._kill_late()
         if self._requests and now >= self._pause.until:
             self._fork_some()

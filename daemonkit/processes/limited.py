@@ -16,7 +16,7 @@ class Limited:
         """``limit`` tells when a child is to be killed, see ``ForkServer``; without it there is none."""
         self._limit = limit
         self._asked: dict[int, bytes] = {}  # by what they were asked for
-        self._look_at = math.inf  # seconds of CLOCK_BOOTTIME: the first limit, unless it has been put off
+        self._look_at = math.inf  # seconds of CLOCK_BOOTTIME: the first limit, unless it has been put off since
 
     def add(self, number: int, payload: bytes) -> None:
         """Child ``number`` has a limit."""
@@ -28,9 +28,12 @@ class Limited:
         if self._asked.pop(number, None) is not None and not self._asked:
             self._look_at = math.inf
 
+    def __bool__(self) -> bool:
+        return bool(self._asked)
+
     @property
     def look_at(self) -> float:
-        """When ``late`` is to be called (monotonic seconds)."""
+        """When ``late`` is to be called at the latest (monotonic seconds)."""
         if self._look_at == math.inf:
             return math.inf
         return time.monotonic() + self._look_at - time.clock_gettime(time.CLOCK_BOOTTIME)
