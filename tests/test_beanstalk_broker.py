@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -339,6 +340,25 @@ def test_what_the_server_gives_by_its_own_clock_wakes_who_waits(broker: Beanstal
     assert select.select([broker.watch()], [], [], PATIENCE)[0]
     broker.drain()
     assert len(broker.reserve("mail")) == 1
+
+
+def test_what_was_to_be_ready_soon_at_a_server_that_is_killed_is_no_hurry(
+    pair: tuple[Beanstalkd, Beanstalkd], both: BeanstalkBroker
+) -> None:
+    both.put("mail", NewTask(b"x"))
+    (found,) = both.reserve("mail")
+    assert both.release(found, 0.9)
+    server = next(each for each in pair if b"current-jobs-delayed: 1" in each.command(b"stats"))
+    server.kill()
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        due = both.exchange((), {"mail": 1}, 1).due  # when it is tried again whether the server can be reached
+        assert due
+        select.select([], [], [], due)
+    server.start()
+    while not (again := both.reserve("mail")):
+        select.select([], [], [], 0.1)
+    assert again[0].body == b"x"
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_sent(broker: BeanstalkBroker) -> None:

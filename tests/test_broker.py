@@ -227,6 +227,19 @@ def test_a_delay_keeps_a_task_until_then(broker: Broker) -> None:
     assert task.state == State.DELAYED
 
 
+@pytest.mark.parametrize("reason", [None, "no route"])
+def test_what_goes_back_for_a_part_of_a_second_is_there_right_after_it(broker: Broker, reason: str | None) -> None:
+    broker.put("mail", NewTask(b"x", priority=7))
+    (found,) = broker.reserve("mail")
+    began = time.monotonic()
+    left = broker.exchange([Release(found, 0.2, reason)], {"mail": 1}, 1).due
+    assert left is not None
+    assert left <= 0.2
+    again = reserve(broker)
+    assert 0.2 <= time.monotonic() - began < 0.9  # beanstalkd alone knows of whole seconds
+    assert (again.body, again.priority, again.failures) == (b"x", 7, 0 if reason is None else 1)
+
+
 def test_what_is_buried_comes_only_when_it_is_kicked_its_failures_forgotten(broker: Broker) -> None:
     broker.put("mail", NewTask(b"body"))
     assert broker.bury(reserve(broker), "Bad: it is\nbroken")

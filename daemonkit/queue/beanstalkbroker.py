@@ -2,7 +2,8 @@
 
 A task is put into one of them, by turns, and what one of them has lost the others cannot know.  What beanstalkd has no
 place for is refused: keys and results; and what it does not tell is left out: who has reserved a task, how many are
-ahead, all tasks of a queue.  Times are whole seconds, rounded up.
+ahead, all tasks of a queue.  Times are whole seconds, rounded up; what we release for less than one we make ready
+ourselves.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ class BeanstalkBroker(Broker):
                 if told[server]:
                     lost += server.settle(told[server])
                     told[server], has_worked = [], True
+                server.ripen()
                 if left and len(found) < count:
                     found += server.reserve(left, count - len(found))
                     has_worked = True
@@ -143,6 +145,7 @@ class BeanstalkBroker(Broker):
         now = time.monotonic()
         left = [server.retry_at - now for server in self._servers if server.retry_at > now]
         left += [_SOON for server in self._servers if server.is_late]
+        left += [max(server.next_ripe - now, 0) for server in self._servers if server.next_ripe is not None]
         return min(left, default=None)
 
     def recover(self) -> int:

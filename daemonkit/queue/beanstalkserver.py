@@ -49,6 +49,7 @@ class Server:
         self._settled: set[int] = set()  # tokens of those that have been told, or may have been
         self._forsaken: list[Reservation] = []  # no longer ours, and nobody knows yet
         self._uncounted: dict[int, History] = {}  # of those that the server had no room for
+        self._ripe_at: dict[int, float] = {}  # jobs that are released for a part of a second: until when (monotonic)
         self._token = 0
         self._patience = patience
         self._pause = _FIRST
@@ -122,6 +123,7 @@ class Server:
     def close(self) -> None:
         """Close both connections: what is reserved goes back at once."""
         self.waiter.close()
+        self._ripe_at.clear()  # the server knows them, too, if only to the second
         if self._main is not None:
             self._main.close()
             self._main = None
@@ -257,6 +259,31 @@ class Server:
         found = self._learn({job: reply.data} if reply.word == "RESERVED" else {})
         return found[0] if found else None
 
+    @property
+    def next_ripe(self) -> float | None:
+        """When ``ripen`` is to be called (monotonic seconds); None: there is no need to."""
+        return min(self._ripe_at.values(), default=None)
+
+    def ripen(self) -> None:
+        """Make ready what was released for a part of a second that is over: the server would wait for a whole one.
+
+        Raises:
+            BrokerError: it cannot be reached, or the connection was lost: the server does it later.
+        """
+        now = time.monotonic()
+        jobs = [job for job, moment in self._ripe_at.items() if moment <= now]
+        for job in jobs:
+            del self._ripe_at[job]
+        replies = self.ask(*[b"stats-job %d" % job for job in jobs]) if jobs else []
+        for job, reply in zip(jobs, replies, strict=True):
+            if reply.fields.get("state") == "delayed":
+                # Not kicked, which would forget its failures.
+                self.ask(b"reserve-job %d" % job, b"release %d %s 0" % (job, reply.fields["pri"].encode()))
+
+    def _delay(self, job: int, seconds: float) -> None:
+        if 0 < seconds < 1:
+            self._ripe_at[job] = time.monotonic() + seconds
+
     def holds(self, job: int) -> bool:
         """Whether we have reserved that, as far as we know."""
         return job in self._held
@@ -302,6 +329,8 @@ class Server:
         for outcome, reply in zip(outcomes.values(), replies, strict=True):
             if reply.word == "NOT_FOUND":
                 lost.append(outcome.reservation)
+            elif isinstance(outcome, Release):
+                self._delay(number(outcome.reservation), outcome.delay)
             if reply.word == "NOT_FOUND" or not isinstance(outcome, Touch):
                 self._drop(outcome.reservation)
         return lost
@@ -331,6 +360,8 @@ class Server:
         else:
             bury = [b"reserve-job %d" % copy, b"bury %d %d" % (copy, priority)] if isinstance(outcome, Bury) else []
             self.ask(*bury, b"delete %d" % job)
+        if isinstance(outcome, Release):
+            self._delay(copy or job, outcome.delay)
         self._drop(reservation)
         return True
 
