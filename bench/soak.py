@@ -16,7 +16,8 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 from harness import Box
-from random_kills import ENGINES, Outcome, Soak, server_of
+from kill_counts import Outcome
+from random_kills import ENGINES, Soak, server_of
 from rig import as_a_user, goal, table
 
 KINDS = ("task", "consumer", "kept process", "fork server", "master", "producer", "server")
