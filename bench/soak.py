@@ -16,11 +16,9 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 from harness import Box
-from kill_counts import Outcome
+from kill_counts import CONCERNS, RAN_OUT, Outcome
 from random_kills import ENGINES, Soak, server_of
 from rig import as_a_user, goal, table
-
-KINDS = ("task", "consumer", "kept process", "fork server", "master", "producer", "server")
 
 
 def main() -> None:
@@ -54,8 +52,8 @@ def show(outcomes: dict[str, Outcome], minutes: float) -> None:
     """Who was killed, what came of it, and why tasks were done again."""
     table(
         f"Killed with -9, in {minutes:g} minutes",
-        ["", *KINDS, "in all"],
-        [[engine, *(_kills(found)[kind] for kind in KINDS), len(found.kills)] for engine, found in outcomes.items()],
+        ["", *CONCERNS, "in all"],
+        [[engine, *(_kills(found)[kind] for kind in CONCERNS), len(found.kills)] for engine, found in outcomes.items()],
     )
     table(
         "Tasks",
@@ -67,7 +65,7 @@ def show(outcomes: dict[str, Outcome], minutes: float) -> None:
     )
     table(
         "Tasks that were done again, by who was killed next to the first time",
-        ["", *KINDS, "longest wait, ms"],
+        ["", *CONCERNS, RAN_OUT, "longest wait, ms"],
         [[engine, *_reasons(found)] for engine, found in outcomes.items()],
     )
     for engine, found in outcomes.items():
@@ -81,14 +79,15 @@ def again(found: Outcome) -> int:
 
 
 def _kills(found: Outcome) -> collections.Counter[str]:
-    return collections.Counter(kind for _, kind in found.kills)
+    return collections.Counter(kill.who for kill in found.kills)
 
 
 def _reasons(found: Outcome) -> list[object]:
     """By kind, and the longest time between the first time a task was done and the kill: nobody knew so long."""
     repeats = list(found.repeats())
-    counts = collections.Counter(kind for _, kind, _ in repeats)
-    return [*(counts[kind] for kind in KINDS), max((wait for *_, wait in repeats), default=0.0) * 1000]
+    counts = collections.Counter(repeat.why for repeat in repeats)
+    waits = [repeat.wait * 1000 for repeat in repeats]
+    return [*(counts[why] for why in (*CONCERNS, RAN_OUT)), max(waits, default=0.0)]
 
 
 if __name__ == "__main__":

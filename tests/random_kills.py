@@ -1,7 +1,7 @@
 """A daemon that does tasks while a hand kills its processes, its producers and its broker, again and again.
 
-What is counted: each task that a producer was told is kept is done at least once, and one that is done twice has been
-done the first time by a process, or told to a server, that was killed before the broker knew.
+What is counted, see ``kill_counts``: each task that a producer was told is kept is done at least once, and one that is
+done twice has been done the first time by a process, or told to a server, that was killed before the broker knew.
 """
 
 from __future__ import annotations
@@ -14,24 +14,26 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
 from brokers import beanstalkd, redis_server
 from harness import PATIENCE, Box
-from kill_counts import Outcome
+from kill_counts import TTR, Kill, Mark, Outcome
 
 from daemonkit.errors import BrokerError
 from daemonkit.queue.broker import Broker, State
 from daemonkit.queue.connect import connect
 
-QUEUES: Final = ("forked", "kept")
 SCRIPT: Final = """
+from daemonkit import current_task
+
 def mark(n):
     fd = os.open("MARKS", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(fd, f"{n} {time.monotonic_ns()}\\n".encode())
+    os.write(fd, f"{n} {time.monotonic_ns()} {current_task.queue} {current_task.id} {current_task.attempt}\\n".encode())
     os.close(fd)
 
 @task("forked", ttr=TTR, max_retries=1000, backoff=0.05, max_backoff=0.2)
@@ -77,9 +79,8 @@ while True:
     os.write(log, f"kept {numbers.start} {numbers.stop}\\n".encode())
     time.sleep(max(began + n / rate - time.monotonic(), 0))
 """
-TTR: Final = 5.0  # seconds
 SPAN: Final = 1_000_000  # numbers of one producer
-CALM: Final = 90.0  # seconds in which all must be done when nobody is killed any more
+CALM: Final = 90.0  # seconds in which something must be done while there is something to do and nobody is killed
 
 
 ENGINES: Final = ("sqlite", "redis", "beanstalk")
@@ -133,6 +134,7 @@ class Soak:
         self._marks, self._told = box.path / "marks", box.path / "told"
         self._flags = [box.path / f"flag-{n}" for n in range(2)]
         self._producers: list[subprocess.Popen[bytes]] = []
+        self._watchers: list[threading.Thread] = []
         self._born = 0
         self._url = f"sqlite:{box.run_dir}/queue.db"
         if server is not None:
@@ -203,12 +205,27 @@ class Soak:
         with open(pidfd, "rb", buffering=0):
             if kind != "master" and kind_of(title_of(pid)) != kind:
                 return False
+            below = list(_pidfds(descendants(pid)))
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                self._note(kind)
+                kill = self._note(kind)
                 assert select.select([pidfd], [], [], PATIENCE)[0]
+                kill.gone = time.monotonic_ns()
+                self._await_ends(kill, below)
                 return True
         return False
+
+    def _await_ends(self, kill: Kill, pidfds: list[int]) -> None:
+        """Note when the last of them has ended; meanwhile the hand goes on."""
+
+        def wait() -> None:
+            for pidfd in pidfds:
+                assert select.select([pidfd], [], [], PATIENCE)[0]
+                os.close(pidfd)
+            kill.gone = time.monotonic_ns()
+
+        self._watchers.append(threading.Thread(target=wait))
+        self._watchers[-1].start()
 
     def _kill_master(self) -> None:
         pid = self.box.pid()
@@ -221,27 +238,33 @@ class Soak:
         flag, end = self._flags[which], time.monotonic() + 0.5
         while flag.read_bytes() != b"\1" and time.monotonic() < end:
             pass
+        kill = self._note("producer")
         self._producers[which].kill()
-        self._note("producer")
         self._producers[which].wait()
+        kill.gone = time.monotonic_ns()
         flag.write_bytes(b"\0")
         self._producers[which] = self._produce(flag)
 
     def _kill_server(self) -> None:
         assert self._server is not None
+        kill = self._note("server")
         self._server.kill()
-        self._note("server")
         self._server.start()
+        kill.gone = time.monotonic_ns()
 
-    def _note(self, kind: str) -> None:
-        self.outcome.kills.append((time.monotonic_ns(), kind))
+    def _note(self, who: str) -> Kill:
+        now = time.monotonic_ns()
+        self.outcome.kills.append(Kill(now, who, now))
+        return self.outcome.kills[-1]
 
     def _settle(self) -> None:
         """Wait until nothing is left but what is buried; note what is left."""
-        end = time.monotonic() + CALM
+        end, least = time.monotonic() + CALM, sys.maxsize
         broker: Broker = connect(self._url)
         try:
-            while any(s.ready or s.delayed or s.reserved for s in broker.stats()) and time.monotonic() < end:
+            while (left := sum(s.ready + s.delayed + s.reserved for s in broker.stats())) and time.monotonic() < end:
+                if left < least:
+                    end, least = time.monotonic() + CALM, left
                 time.sleep(0.1)
             for stats in broker.stats():
                 reasons = {task.reason for task in broker.peek_state(stats.queue, State.BURIED, 5)}
@@ -260,9 +283,12 @@ class Soak:
                 (found.tried if word == "tried" else found.kept).update(numbers)
         marks = collections.defaultdict(list)
         for line in _lines(self._marks):
-            number, moment = map(int, line.split())
-            marks[number].append(moment)
+            number, moment, queue, id, attempt = line.split()
+            marks[int(number)].append(Mark(int(moment), queue, id, int(attempt)))
         found.marks = dict(marks)
+        for watcher in self._watchers:
+            watcher.join()
+        found.read_log(self.box.log.read_text(errors="replace"))
 
 
 def kind_of(title: str) -> str:
@@ -298,6 +324,12 @@ def descendants(pid: int | None) -> dict[int, str]:
                 found[child] = "" if title == theirs else title
                 todo.append(child)
     return found
+
+
+def _pidfds(pids: Iterable[int]) -> Iterator[int]:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            yield os.pidfd_open(pid)
 
 
 def _children(pid: int) -> Sequence[int]:
