@@ -136,18 +136,21 @@ class Beanstalkd:
 
 
 class Between:
-    """Passes on what a client and the server say, until it is told to cut the line before a reply."""
+    """Passes on what clients and the server say, until it is told to cut a line before a reply, or to hold one up."""
 
     def __init__(self, server: Path, path: Path) -> None:
-        """Listen at ``path``, for one client at a time, in front of ``server``."""
+        """Listen at ``path``, in front of ``server``."""
         self.path = path
         self._server = server
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
         self.cut_before = b""  # a request with this is passed on, and its reply is not
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
+        self.hold = b""  # a reply with this is passed on when it is ``let_go``
+        self.is_holding = threading.Event()
+        self.let_go = threading.Event()
+        self._threads = [threading.Thread(target=self._serve)]
+        self._threads[0].start()
 
     def _serve(self) -> None:
         while True:
@@ -155,26 +158,32 @@ class Between:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            with client, socket.socket(socket.AF_UNIX) as server:
-                server.connect(str(self._server))
-                self._pass_on(client, server)
+            self._threads.append(threading.Thread(target=self._pass_on, args=[client]))
+            self._threads[-1].start()
 
-    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
+    def _pass_on(self, client: socket.socket) -> None:
         is_cut = False
-        while True:
-            for ready in select.select([client, server], [], [])[0]:
-                data = ready.recv(65536)
-                if not data or (is_cut and ready is server):
-                    return
-                if self.cut_before and self.cut_before in data:
-                    self.cut_before, is_cut = b"", True
-                (server if ready is client else client).sendall(data)
+        with client, socket.socket(socket.AF_UNIX) as server:
+            server.connect(str(self._server))
+            while True:
+                for ready in select.select([client, server], [], [])[0]:
+                    data = ready.recv(65536)
+                    if not data or (is_cut and ready is server):
+                        return
+                    if self.cut_before and self.cut_before in data:
+                        self.cut_before, is_cut = b"", True
+                    if ready is server and self.hold and self.hold in data:
+                        self.hold = b""
+                        self.is_holding.set()
+                        self.let_go.wait(PATIENCE)
+                    (server if ready is client else client).sendall(data)
 
     def close(self) -> None:
-        """Once the client has gone."""
+        """Once the clients have gone."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(PATIENCE)
+        for each in self._threads:
+            each.join(PATIENCE)
 
 
 @contextlib.contextmanager

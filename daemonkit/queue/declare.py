@@ -69,7 +69,7 @@ def policy(
         soft_timeout: after that time TaskTimeout is raised in it, so that it can tidy up.
         concurrency: so many of the queue's tasks run at the same time.
         mode: "fork": each task has a process of its own, which no other task shares.  "prefork": processes are kept,
-            for tasks that are many and short; each must be done within its ttr; a queue has one mode.
+            for tasks that are many and short; each must be done within nine tenths of its ttr; a queue has one mode.
         keep_result: what the function returns, which JSON must have, is kept so long for ``handle.result()``.
         unique: a put with the arguments of a task that is there, in whatever state, is no second task.
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import random
+import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from daemonkit.errors import BrokerError
-from daemonkit.queue.broker import Broker, Exchange, Outcome
+from daemonkit.queue.broker import Broker, Exchange, Outcome, Release, Reservation
 
 log = logging.getLogger("daemonkit.queue")
 
 _FIRST: Final = 0.1  # seconds until a broker that cannot be reached is tried again; doubled
 _LONGEST: Final = 30.0  # up to this
+_SHARE: Final = 0.9  # of a ttr, in which a task is to be done: the rest is for telling it
 
 
 class Link:
@@ -23,6 +25,7 @@ class Link:
     def __init__(self, connect: Callable[[], Broker], show: Callable[[str], object]) -> None:
         """Connect by ``connect`` with the first exchange; ``show`` is told whether the broker can be reached."""
         self.outcomes: list[Outcome] = []  # not told yet
+        self.asked = 0.0  # when the last exchange has begun
         self._connect = connect
         self._show = show
         self._broker: Broker | None = None
@@ -67,6 +70,7 @@ class Link:
             if self._broker is None:
                 self._broker = self._connect()
                 self._show_all()
+            self.asked = time.monotonic()
             found = self._broker.exchange(self.outcomes, room if count else {}, count)
         except BrokerError as error:
             self._lost(error, now)
@@ -77,7 +81,20 @@ class Link:
             if found.trouble:
                 log.error("%s; tried again until it can be used; the others go on", found.trouble)
             self._show_all()
-        return found
+        return self._without_late(found)
+
+    def must_be_told_at(self, reservation: Reservation) -> float:
+        """When the ttr of one that was reserved last is nearly up; what comes of it is told in the rest."""
+        return self.asked + reservation.ttr * _SHARE
+
+    def _without_late(self, found: Exchange) -> Exchange:
+        """Give back what has come so late that it may have run out, by our own clock: others may be at it by now."""
+        late = [each for each in found.reserved if time.monotonic() >= self.must_be_told_at(each)]
+        if not late:
+            return found
+        log.error("%d task(s) were handed out so late that their ttr may be up: they are given back", len(late))
+        self.outcomes += map(Release, late)
+        return found._replace(reserved=[each for each in found.reserved if each not in late])
 
     def tell(self, outcome: Outcome, now: float) -> None:
         """Tell this at once, alone, or never."""

@@ -1,7 +1,7 @@
 """Processes that are kept for tasks that are many and short, each with a broker's connection of its own.
 
-Nobody touches a task here, so it must be done within its ttr.  Short ones are reserved several at a time, and told
-several at a time: one step at the broker for all of them.
+Nobody touches a task here, so it must be done, and told, within its ttr.  Short ones are reserved several at a time,
+and told several at a time: one step at the broker for all of them.
 """
 
 from __future__ import annotations
@@ -72,11 +72,12 @@ class Prefork:
         self._link.look(now if found.reserved else next_look(found, self._batch, now))
         began = time.monotonic()
         for number, reservation in enumerate(found.reserved):
-            if self._stop.is_set() or time.monotonic() - began > _BATCH_TIME * 5:  # one of them was no short one
+            now, end = time.monotonic(), self._link.must_be_told_at(reservation)
+            if self._stop.is_set() or now >= end or now - began > _BATCH_TIME * 5:  # one of them was no short one
                 self._link.outcomes += [Release(each) for each in found.reserved[number:]]
                 self._batch = 1
                 return
-            self._link.outcomes.append(self._do(reservation))
+            self._link.outcomes.append(self._do(reservation, end - now))
         if found.reserved:
             each = (time.monotonic() - began) / len(found.reserved)
             self._batch = max(min(int(_BATCH_TIME / each), self._batch * 2, _MOST), 1)
@@ -98,7 +99,8 @@ class Prefork:
         if broker in ready:
             self._link.heard(time.monotonic())
 
-    def _do(self, reservation: Reservation) -> Outcome:
+    def _do(self, reservation: Reservation, most: float) -> Outcome:
+        """Do it in ``most`` seconds: the others of the batch, that are done or wait, run out with it."""
         try:
             call = payload.decode(reservation.body)
             task = self._tasks[call.name_among(self._tasks)]
@@ -110,7 +112,7 @@ class Prefork:
             return bury(reservation, f"begun {reservation.failures} times, and each time its process has died or hung")
         running = current.Running(reservation.queue, reservation.first_id, reservation.token, attempt)
         current.begin(running, lambda progress: self._tell(reservation, progress))
-        kind, words = errand.perform(task, call, policy.soft_timeout or policy.timeout)
+        kind, words = errand.perform(task, call, min(policy.soft_timeout or policy.timeout or most, most))
         if kind == errand.DONE:
             return Delete(reservation, words if policy.keep_result else None, policy.keep_result)
         return fail(reservation, policy, words.decode(errors="replace")[:REASON])

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from brokers import RedisServer, beanstalkd, broker_server, free_ports, redis_server
+from brokers import Between, RedisServer, beanstalkd, broker_server, free_ports, redis_server
 from harness import PATIENCE, Box, await_end
 
 from daemonkit.errors import BrokerFull
@@ -965,6 +965,26 @@ def test_what_misbehaves_in_a_kept_process_is_told_and_the_next_task_is_done(box
     mailer.await_out("square 5")
 
 
+def test_a_task_that_hangs_in_a_kept_process_has_no_other_done_again(box: Box, make: Make) -> None:
+    mailer = make(
+        """
+        @task("quick", mode="prefork", concurrency=2, max_retries=0, ttr=3)
+        def quick(n): note("quick", n)
+        @task("quick", mode="prefork", concurrency=2, max_retries=0, ttr=3)
+        def hang(): time.sleep(60)
+        """
+    )
+    mailer.broker.put_many("quick", [NewTask(call("quick", n), ttr=3) for n in range(100)])
+    mailer.push(call("hang"), "quick", ttr=3)
+    mailer.broker.put_many("quick", [NewTask(call("quick", n), ttr=3) for n in range(100, 200)])
+    mailer.start()
+    (task,) = mailer.await_buried(1, "quick")
+    assert "TaskTimeout: not done after its time-out" in str(task.reason)
+    assert sorted(int(line.split()[1]) for line in mailer.await_out("quick", 200)) == list(range(200))
+    mailer.await_broker(lambda: [each[:5] for each in mailer.broker.stats()] == [("quick", 0, 0, 0, 1)])
+    assert len(mailer.await_out("quick")) == 200
+
+
 def test_the_progress_of_a_task_in_a_kept_process_is_shown(make: Make, gate: Gate) -> None:
     mailer = make(PREFORK, "--concurrency", "1")
     id = mailer.push(call("wait", str(mailer.box.path / "gate")), "quick", ttr=60)
@@ -985,6 +1005,32 @@ def test_a_kept_process_that_has_nothing_to_do_is_not_taken_for_one_that_hangs(b
         assert not select.select([pidfd], [], [], 7)[0]  # its heartbeat is due after 5.1 s
     mailer.push(call("idle"), "quick")
     mailer.await_out("done")
+
+
+@pytest.mark.parametrize("mode", ["fork", "prefork"])
+def test_a_task_that_is_told_after_its_ttr_is_not_begun(box: Box, make: Make, tmp_path: Path, mode: str) -> None:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(broker_server("redis", tmp_path))
+        between = Between(Path(server.url.removeprefix("unix://")), tmp_path / "between.sock")
+        stack.callback(between.close)
+        box.environ["DAEMONKIT_BROKER"] = f"unix://{between.path}"
+        mailer = make(f"@task('news', mode='{mode}', ttr=1)\ndef tell(what): note(what)\n", "--concurrency", "1")
+        mailer.start()
+        broker = connect(server.url)
+        stack.callback(broker.close)
+        between.hold = b"old news"
+        broker.put("news", NewTask(call("tell", "old news"), ttr=1))
+        assert between.is_holding.wait(PATIENCE)
+        while not (found := broker.exchange((), {"news": 1}, 1)).reserved:
+            select.select([broker.watch()], [], [], found.due)  # until its consumer's ttr is up
+            broker.drain()
+        between.let_go.set()
+        box.await_log("is no longer ours")
+        assert mailer.out.read_text() == ""
+        assert broker.delete(found.reserved[0])
+        broker.put("news", NewTask(call("tell", "new")))
+        assert mailer.await_out("new") == ["new"]
+        assert box.call("kill", "beat").returncode == 0
 
 
 def test_a_task_that_prints_without_end_holds_up_nobody(box: Box, make: Make) -> None:
