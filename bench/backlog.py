@@ -1,7 +1,8 @@
 """A million tasks of backlog on each engine: what a put and a reservation cost with it and without, and who grows.
 
-"Reserved" is what a kept process does: 32 at a time, the last 32 deleted in the same step.  The memory is that of a
-daemon's processes, at the first task that is done and after so many seconds of work.
+Two stores of a kind, one with the backlog and one without, are measured by turns.  "Reserved" is what a kept process
+does: 32 at a time, the last 32 deleted in the same step.  The memory is that of a daemon's processes, at the first task
+that is done and after so many seconds of work.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +27,7 @@ BODY = b'{"task": "run", "args": ["noop", 0], "kwargs": {}}'
 FIRST = BODY.replace(b"noop", b"mark")
 BATCH = 32
 AT_ONCE = 1000  # tasks of one put, when the backlog is made
-SAMPLES = 7  # of which the median counts
+SAMPLES = 21  # of which the median counts
 
 
 class Rates(NamedTuple):
@@ -62,26 +65,31 @@ def main() -> None:
 
 def measure(subject: Subject, path: Path, tasks: int, seconds: float) -> tuple[Rates, Rates, float, float]:
     """The rates without and with a backlog, and the memory of a daemon's processes at its beginning and later."""
-    with servers(path / subject.slug) as place, queue(subject, place) as made:
-        broker = connect(made.environ["DAEMONKIT_BROKER"])
-        name = subject.slug
-        empty = rates(broker, name)
+    with ExitStack() as stack:
+        made = [stack.enter_context(_queue(subject, path / f"{subject.slug}-{kind}")) for kind in ("empty", "full")]
+        brokers = [stack.enter_context(closing(connect(each.environ["DAEMONKIT_BROKER"]))) for each in made]
         for _ in range(tasks // AT_ONCE):
-            broker.put_many(name, [NewTask(BODY)] * AT_ONCE)
-        full = rates(broker, name)
-        broker.put(name, NewTask(FIRST, priority=0))
-        broker.close()
-        return (empty, full, *growth(made, seconds))
+            brokers[1].put_many(subject.slug, [NewTask(BODY)] * AT_ONCE)
+        empty, full = rates(brokers, subject.slug)
+        brokers[1].put(subject.slug, NewTask(FIRST, priority=0))
+        return (empty, full, *growth(made[1], seconds))
 
 
-def rates(broker: Broker, name: str) -> Rates:
-    """By turns, so that each kind has the same luck; about as many are put as are taken."""
-    samples: list[list[float]] = [[], [], []]
+@contextmanager
+def _queue(subject: Subject, path: Path) -> Iterator[Queue]:
+    with servers(path) as place, queue(subject, place) as made:
+        yield made
+
+
+def rates(brokers: Sequence[Broker], name: str) -> list[Rates]:
+    """By turns, so that each broker and each kind has the same luck; about as many are put as are taken."""
+    samples: list[list[list[float]]] = [[[], [], []] for _ in brokers]
     for _ in range(SAMPLES):
-        samples[0].append(timed(lambda: singly(broker, name, 200), 200))
-        samples[1].append(timed(lambda: by_hundreds(broker, name, 2000), 2000))
-        samples[2].append(timed(lambda: reserve(broker, name, 2200), 2200))
-    return Rates(*map(statistics.median, samples))
+        for broker, found in zip(brokers, samples, strict=True):
+            found[0].append(timed(partial(singly, broker, name, 200), 200))
+            found[1].append(timed(partial(by_hundreds, broker, name, 2000), 2000))
+            found[2].append(timed(partial(reserve, broker, name, 2200), 2200))
+    return [Rates(*map(statistics.median, found)) for found in samples]
 
 
 def timed(act: Callable[[], None], count: int) -> float:
