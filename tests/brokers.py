@@ -141,7 +141,7 @@ class Between:
     def __init__(self, server: Path, path: Path) -> None:
         """Listen at ``path``, in front of ``server``."""
         self.path = path
-        self._server = server
+        self.server = server
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -164,7 +164,7 @@ class Between:
     def _pass_on(self, client: socket.socket) -> None:
         is_cut = False
         with client, socket.socket(socket.AF_UNIX) as server:
-            server.connect(str(self._server))
+            server.connect(str(self.server))
             while True:
                 for ready in select.select([client, server], [], [])[0]:
                     data = ready.recv(65536)

@@ -180,7 +180,7 @@ class Consumer:
             reason = f"begun {reservation.failures} times, and each time its consumer has died or hung"
             self._link.outcomes.append(bury(reservation, reason))
             return
-        run = Run(reservation, policy, time.monotonic())
+        run = Run(reservation, policy, time.monotonic(), self._link.asked)
         try:
             request = errand.request(name, reservation, policy)
             run.child, run.stderr = self._crew.spawn(request, self._ended, lambda data: self._relay(run, data))

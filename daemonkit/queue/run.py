@@ -24,15 +24,15 @@ PAUSE: Final = 1.0  # seconds between two tellings of how far a task has come
 class Run:
     """From its reservation to its outcome."""
 
-    def __init__(self, reservation: Reservation, policy: Policy, now: float) -> None:
-        """Begin ``now`` (monotonic seconds)."""
+    def __init__(self, reservation: Reservation, policy: Policy, now: float, asked: float) -> None:
+        """Begin ``now`` what was ``asked`` for then (monotonic seconds): its ttr runs since."""
         self.reservation = reservation
         self.policy = policy
         self.child: Child
         self.stderr: Stderr
         self.began = now
         self.due = math.inf if policy.timeout is None else now + policy.timeout
-        self.touch_at = now + reservation.ttr / TOUCHES
+        self.touch_at = asked + reservation.ttr / TOUCHES
         self.kind = 0  # what its process has said: errand.DONE, FAILED; 0: nothing
         self.words = b""  # its result, or why it has failed
         self.is_given_back = False  # it is ended because the daemon stops

@@ -25,7 +25,7 @@ from brokers import Between, RedisServer, beanstalkd, broker_server, free_ports,
 from harness import PATIENCE, Box, await_end
 
 from daemonkit.errors import BrokerFull
-from daemonkit.queue.broker import Broker, NewTask, State, Task
+from daemonkit.queue.broker import Broker, NewTask, Reservation, State, Task
 from daemonkit.queue.connect import connect
 from daemonkit.queue.sqlite import SqliteBroker
 
@@ -1007,30 +1007,60 @@ def test_a_kept_process_that_has_nothing_to_do_is_not_taken_for_one_that_hangs(b
     mailer.await_out("done")
 
 
+@pytest.fixture
+def between(box: Box, tmp_path: Path) -> Iterator[Between]:
+    """In front of the box' broker."""
+    with broker_server("redis", tmp_path) as server:
+        made = Between(Path(server.url.removeprefix("unix://")), tmp_path / "between.sock")
+        box.environ["DAEMONKIT_BROKER"] = f"unix://{made.path}"
+        yield made
+        made.close()
+
+
+def await_late(broker: Broker, queue: str) -> Reservation:
+    """Reserve what a consumer does not hold any more, once its ttr is up."""
+    while not (found := broker.exchange((), {queue: 1}, 1)).reserved:
+        select.select([broker.watch()], [], [], found.due)
+        broker.drain()
+    return found.reserved[0]
+
+
 @pytest.mark.parametrize("mode", ["fork", "prefork"])
-def test_a_task_that_is_told_after_its_ttr_is_not_begun(box: Box, make: Make, tmp_path: Path, mode: str) -> None:
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(broker_server("redis", tmp_path))
-        between = Between(Path(server.url.removeprefix("unix://")), tmp_path / "between.sock")
-        stack.callback(between.close)
-        box.environ["DAEMONKIT_BROKER"] = f"unix://{between.path}"
-        mailer = make(f"@task('news', mode='{mode}', ttr=1)\ndef tell(what): note(what)\n", "--concurrency", "1")
-        mailer.start()
-        broker = connect(server.url)
-        stack.callback(broker.close)
+def test_a_task_that_is_told_after_its_ttr_is_not_begun(box: Box, make: Make, between: Between, mode: str) -> None:
+    mailer = make(f"@task('news', mode='{mode}', ttr=1)\ndef tell(what): note(what)\n", "--concurrency", "1")
+    mailer.start()
+    with contextlib.closing(connect(f"unix://{between.server}")) as broker:
         between.hold = b"old news"
         broker.put("news", NewTask(call("tell", "old news"), ttr=1))
         assert between.is_holding.wait(PATIENCE)
-        while not (found := broker.exchange((), {"news": 1}, 1)).reserved:
-            select.select([broker.watch()], [], [], found.due)  # until its consumer's ttr is up
-            broker.drain()
+        found = await_late(broker, "news")
         between.let_go.set()
         box.await_log("is no longer ours")
         assert mailer.out.read_text() == ""
-        assert broker.delete(found.reserved[0])
+        assert broker.delete(found)
         broker.put("news", NewTask(call("tell", "new")))
         assert mailer.await_out("new") == ["new"]
-        assert box.call("kill", "beat").returncode == 0
+    assert box.call("kill", "beat").returncode == 0
+
+
+def test_a_task_that_is_told_late_is_touched_in_time(box: Box, make: Make, gate: Gate, between: Between) -> None:
+    mailer = make("@task('news', ttr=5)\ndef tell(path, what): wait_for(path); note(what)\n", "--concurrency", "1")
+    mailer.start()
+    with contextlib.closing(connect(f"unix://{between.server}")) as broker:
+        between.hold = b"old news"
+        broker.put("news", NewTask(call("tell", str(box.path / "gate"), "old news"), ttr=5))
+        assert between.is_holding.wait(PATIENCE)
+        until = time.monotonic() + 5.1
+        select.select([], [], [], 3.5)  # a third of its ttr later, that would be up
+        between.let_go.set()
+        while (left := until - time.monotonic()) > 0:
+            assert broker.reserve("news") == []
+            select.select([broker.watch()], [], [], left)
+            broker.drain()
+        assert broker.reserve("news") == []
+        gate.open()
+        assert mailer.await_out("old news") == ["old news"]
+    assert box.call("kill", "beat").returncode == 0
 
 
 def test_a_task_that_prints_without_end_holds_up_nobody(box: Box, make: Make) -> None:
