@@ -98,23 +98,38 @@ class Machine:
     @contextmanager
     def follow(self, unit: str) -> Iterator[Follower]:
         """Follow what the journal gets about ``unit`` from now on, from it and from systemd."""
-        # journalctl may lose what is written while it starts: nothing happens until it has shown a mark of ours.
         mark = uuid.uuid4().hex
         wanted = [f"_SYSTEMD_UNIT={unit}", "+", f"UNIT={unit}", "+", f"SYSLOG_IDENTIFIER={mark}"]
-        process = subprocess.Popen(
-            [*self._enter(), "journalctl", "--quiet", "--follow", "--lines=all", "--output=cat", *wanted],
-            env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        assert process.stdout is not None
-        try:
-            follower = Follower(process.stdout)
+        until = time.monotonic() + COMMAND_TIMEOUT
+        while True:
+            process = subprocess.Popen(
+                [*self._enter(), "journalctl", "--quiet", "--follow", "--lines=all", "--output=cat", *wanted],
+                env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            )  # fmt: skip
+            assert process.stdout is not None
+            try:
+                follower = Follower(process.stdout)
+                if self._follows(follower, mark):
+                    yield follower
+                    return
+                assert time.monotonic() < until, "journalctl cannot follow: see fs.inotify.max_user_instances"
+            finally:
+                # journalctl ends when nobody reads it; a signal would only reach nsenter, its parent.
+                process.stdout.close()
+                process.wait(COMMAND_TIMEOUT)
+
+    def _follows(self, follower: Follower, mark: str) -> bool:
+        """Whether it does, and shows marks of ours; without an inotify instance it shows what there is, and ends.
+
+        What is written while it starts may be lost: nothing happens until it has shown them.
+        """
+        for _ in range(2):
             self.check("logger", "--tag", mark, mark)
-            follower.wait_for(mark)
-            yield follower
-        finally:
-            # journalctl ends when nobody reads it; a signal would only reach nsenter, its parent.
-            process.stdout.close()
-            process.wait(COMMAND_TIMEOUT)
+            try:
+                follower.wait_for(mark)
+            except AssertionError:
+                return False
+        return True
 
     def _enter(self) -> list[str]:
         kinds = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
