@@ -66,7 +66,7 @@ class BeanstalkBroker(Broker):
         self._turn = 0
         self._epoll: select.epoll | None = None
         self._wanted: frozenset[str] = frozenset()  # queues of which there was no more to be had
-        self._any(lambda server: server.connection())
+        self._any(lambda server: server.line.connection())
 
     def put_many(self, queue: str, tasks: Sequence[NewTask]) -> list[str]:
         """All go to one server, in one write; should that be lost meanwhile, some may be there.
@@ -115,10 +115,10 @@ class BeanstalkBroker(Broker):
         self._wanted = frozenset(left) if len(found) < count else frozenset()
         if found:  # we may be at them for long: what a waiter is given now, would wait for that
             for server in self._servers:
-                with contextlib.suppress(BrokerError), server.losing():  # the next exchange will tell
-                    server.waiter.rest()
+                with contextlib.suppress(BrokerError), server.line.losing():  # the next exchange will tell
+                    server.line.waiter.rest()
         lost = list({each.token: each for each in lost}.values())
-        troubles = [server.trouble for server in self._servers if server.trouble]
+        troubles = [server.line.trouble for server in self._servers if server.line.trouble]
         return Exchange(found, lost, self._until_look(), "; ".join(troubles) or None)
 
     def _sorted(self, outcomes: Iterable[Outcome]) -> tuple[dict[Server, list[Outcome]], list[Reservation]]:
@@ -138,12 +138,12 @@ class BeanstalkBroker(Broker):
         self._turn += 1
         n, now = self._turn % len(self._servers), time.monotonic()
         servers = self._servers[n:] + self._servers[:n]
-        return [server for server in servers if server.retry_at <= now] or servers
+        return [server for server in servers if server.line.retry_at <= now] or servers
 
     def _until_look(self) -> float | None:
         """Seconds until a server is to be asked again that was lost, or will not wake us; None: there is none."""
         now = time.monotonic()
-        left = [server.retry_at - now for server in self._servers if server.retry_at > now]
+        left = [server.line.retry_at - now for server in self._servers if server.line.retry_at > now]
         left += [_SOON for server in self._servers if server.is_late]
         left += [max(server.next_ripe - now, 0) for server in self._servers if server.next_ripe is not None]
         return min(left, default=None)
@@ -154,7 +154,7 @@ class BeanstalkBroker(Broker):
 
     def announce(self, queues: Iterable[str], concurrency: int) -> None:
         names = set(queues)
-        self._any(lambda server: server.ask(*server.connection().watching(names)))
+        self._any(lambda server: server.line.ask(*server.line.connection().watching(names)))
 
     def consumers(self) -> list[ConsumerInfo]:
         """How many connections watch each queue: more is not told."""
@@ -171,9 +171,9 @@ class BeanstalkBroker(Broker):
         if self._epoll is None:
             self._epoll = select.epoll()
         for server in self._servers if self._wanted else ():
-            if server.retry_at <= time.monotonic():
-                with server.losing():
-                    fd = server.waiter.wait(self._wanted)
+            if server.line.retry_at <= time.monotonic():
+                with server.line.losing():
+                    fd = server.line.waiter.wait(self._wanted)
                 with contextlib.suppress(FileExistsError):
                     self._epoll.register(fd, select.EPOLLIN)
         return self._epoll.fileno()
@@ -183,24 +183,24 @@ class BeanstalkBroker(Broker):
             return
         ready = {fd for fd, _ in self._epoll.poll(0)}
         for server in self._servers:
-            if server.waiter.fileno() in ready:
-                with contextlib.suppress(BrokerError), server.losing():  # the next exchange will tell
-                    server.waiter.hear()
+            if server.line.waiter.fileno() in ready:
+                with contextlib.suppress(BrokerError), server.line.losing():  # the next exchange will tell
+                    server.line.waiter.hear()
 
     def kick(self, queue: str, bound: int) -> int:
         check_queue(queue)
         done = 0
         for server in self._servers:
             if bound > done:
-                done += server.ask(*server.connection().using(queue), b"kick %d" % (bound - done))[-1].number
+                done += server.line.ask(*server.line.connection().using(queue), b"kick %d" % (bound - done))[-1].number
         return done
 
     def kick_task(self, id: str) -> bool:
-        return self._with_job(id, lambda server, job: server.ask(b"kick-job %d" % job)[0].word == "KICKED", False)
+        return self._with_job(id, lambda server, job: server.line.ask(b"kick-job %d" % job)[0].word == "KICKED", False)
 
     def delete_task(self, id: str) -> bool:
         def act(server: Server, job: int) -> bool:
-            return not server.holds(job) and server.ask(b"delete %d" % job)[0].word == "DELETED"
+            return not server.holds(job) and server.line.ask(b"delete %d" % job)[0].word == "DELETED"
 
         return self._with_job(id, act, False)
 
@@ -232,7 +232,7 @@ class BeanstalkBroker(Broker):
             if state is State.RESERVED:
                 found += [self._task(server, job) for job in server.held(queue)]
             else:
-                reply = server.ask(*server.connection().using(queue), _PEEKS[state])[-1]
+                reply = server.line.ask(*server.line.connection().using(queue), _PEEKS[state])[-1]
                 if reply.word == "FOUND":
                     found.append(self._task(server, reply.number))
         tasks = [task for task in found if task is not None and task.state is state]
@@ -253,7 +253,7 @@ class BeanstalkBroker(Broker):
         return found
 
     def stores(self) -> frozenset[str]:
-        return frozenset(server.ask(b"stats")[0].fields["id"] for server in self._servers)
+        return frozenset(server.line.ask(b"stats")[0].fields["id"] for server in self._servers)
 
     def ahead(self, task: Task) -> None:
         """Nobody can know."""
@@ -263,7 +263,7 @@ class BeanstalkBroker(Broker):
         check_queue(queue)
         whole = math.ceil(check_seconds(seconds, "pause"))
         for server in self._servers:
-            server.ask(*server.connection().using(queue), b"pause-tube %s %d" % (queue.encode(), whole))
+            server.line.ask(*server.line.connection().using(queue), b"pause-tube %s %d" % (queue.encode(), whole))
 
     def empty(self, queue: str, states: Iterable[State] = tuple(_PEEKS)) -> int:
         check_queue(queue)
@@ -271,10 +271,10 @@ class BeanstalkBroker(Broker):
         for server in self._servers:
             for state in states:
                 if state in _PEEKS:
-                    server.ask(*server.connection().using(queue))
-                    found = server.ask(_PEEKS[state])[0]
+                    server.line.ask(*server.line.connection().using(queue))
+                    found = server.line.ask(_PEEKS[state])[0]
                     while found.word == "FOUND":
-                        deleted, found = server.ask(b"delete %d" % found.number, _PEEKS[state])
+                        deleted, found = server.line.ask(b"delete %d" % found.number, _PEEKS[state])
                         done += deleted.word == "DELETED"
         return done
 
@@ -291,7 +291,7 @@ class BeanstalkBroker(Broker):
         if count := sum(map(len, self._untold.values())):
             log.error("%s: what came of %d task(s) could not be told; they will be done again", self.url, count)
         for server in self._servers:
-            server.close()
+            server.line.close()
         if self._epoll is not None:
             self._epoll.close()
             self._epoll = None
@@ -319,15 +319,15 @@ class BeanstalkBroker(Broker):
         """What each server says of each queue."""
         found: dict[str, list[dict[str, str]]] = {}
         for server in self._servers:
-            names = server.ask(b"list-tubes")[0].names
-            replies = server.ask(*[b"stats-tube " + name.encode() for name in names])
+            names = server.line.ask(b"list-tubes")[0].names
+            replies = server.line.ask(*[b"stats-tube " + name.encode() for name in names])
             for name, reply in zip(names, replies, strict=True):
                 if reply.word == "OK":
                     found.setdefault(name, []).append(reply.fields)
         return found
 
     def _task(self, server: Server, job: int) -> Task | None:
-        seen, stats = server.ask(b"peek %d" % job, b"stats-job %d" % job)
+        seen, stats = server.line.ask(b"peek %d" % job, b"stats-job %d" % job)
         if seen.word != "FOUND" or stats.word != "OK":
             return None
         fields = stats.fields
@@ -356,8 +356,8 @@ class BeanstalkBroker(Broker):
 
 
 def _diagnosis(server: Server) -> Iterator[str]:
-    fields = server.ask(b"stats")[0].fields
-    yield f"beanstalkd {fields['version']} at {server.where}, up for {fields['uptime']} s"
+    fields = server.line.ask(b"stats")[0].fields
+    yield f"beanstalkd {fields['version']} at {server.line.where}, up for {fields['uptime']} s"
     if fields["binlog-current-index"] == "0":
         yield "A POWER CUT, CRASH OR RESTART OF THE SERVER LOSES ALL: it has no binlog (-b DIR)"
     else:

@@ -1,7 +1,4 @@
-"""One beanstalkd of those that a broker uses: what we have reserved there, and who waits there for us.
-
-Two connections.  What is reserved belongs to the first, which never waits, so that a touch is never late.  The second
-waits in ``reserve``; what it is given it gives back at once, and the first takes it.
+"""One beanstalkd of those that a broker uses, and what we have reserved there.
 
 The server has no token, no place for reasons and failures, and no fractions of a second.  The token is the consumer's
 clock.  A task that has failed is put anew with its history before its body, then deleted: its id is another one.
@@ -9,23 +6,19 @@ clock.  A task that has failed is put anew with its history before its body, the
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from daemonkit.errors import BrokerError, BrokerFull, PutUncertain, TaskTooLarge
-from daemonkit.queue.beanstalk import Connection, Reply, put
+from daemonkit.queue.beanstalk import Connection, put
+from daemonkit.queue.beanstalkline import INSTANCE, Line
 from daemonkit.queue.broker import Bury, Delete, NewTask, Outcome, Release, Reservation, Touch
 from daemonkit.queue.history import History, plain, unwrap, wrap
-from daemonkit.queue.waiter import Waiter
 
-_FIRST: Final = 0.25  # seconds until a server that cannot be reached is tried again, beside others; doubled
-_LONGEST: Final = 30.0  # up to this
 _ANYBODYS: Final = ("ready", "delayed")  # states
 _MOST: Final = 32  # tasks that are reserved in one round trip
-INSTANCE: Final = 8  # digits of a server's instance that an id shows
 
 
 class Refused(BrokerError):
@@ -33,100 +26,38 @@ class Refused(BrokerError):
 
 
 class Server:
-    """Connected when it is wanted, and again when that was lost."""
+    """At the other end of its ``line``."""
 
     def __init__(self, where: str, patience: float) -> None:
-        """Nothing is sent yet; later it is waited for so many seconds each time."""
-        self.where = where
-        self.trouble: str | None = None  # why it cannot be used
-        self.retry_at = 0.0  # monotonic seconds, before which it is left alone while there are others
-        self.waiter = Waiter(where, patience)
+        """Nothing is sent yet; see ``Line``."""
+        self.line = Line(where, patience, self._take_up)
         # What we hold is about to run out, as the server has said: it will not see that it has, before we ask again.
         self.is_late = False
-        self._main: Connection | None = None
-        self._facts: Mapping[str, str] = {"id": "", "max-job-size": "0"}  # stats when it was connected last
         self._held: dict[int, Reservation] = {}  # by the job's number
         self._settled: set[int] = set()  # tokens of those that have been told, or may have been
         self._forsaken: list[Reservation] = []  # no longer ours, and nobody knows yet
         self._uncounted: dict[int, History] = {}  # of those that the server had no room for
         self._ripe_at: dict[int, float] = {}  # jobs that are released for a part of a second: until when (monotonic)
         self._token = 0
-        self._patience = patience
-        self._pause = _FIRST
         self._batch = 1
 
-    def ask(self, *commands: bytes) -> list[Reply]:
-        """Have ``commands`` done, over a new connection if need be.
-
-        Raises:
-            BrokerError: it cannot be reached, or the connection was lost.
-        """
-        connection = self.connection()
-        with self.losing():
-            return connection.ask(commands)
-
-    def connection(self) -> Connection:
-        """That which holds our reservations.
-
-        Raises:
-            BrokerError: it cannot be reached.
-        """
-        if self._main is None:
-            with self.losing():
-                self._main = self._connected()
-            self._pause, self.retry_at, self.trouble = _FIRST, 0.0, None
-        return self._main
-
-    def begin(self) -> Connection:
-        """As ``connection``, but a new one if the server has closed it since: nothing is lost by that.
-
-        Raises:
-            BrokerError: it cannot be reached.
-        """
-        if self._main is not None and self._main.has_news():
-            self.close()
-        return self.connection()
-
-    def _connected(self) -> Connection:
-        connection = Connection(self.where, self._patience)
-        facts = connection.ask([b"stats"])[0].fields
-        if facts["id"] != self._facts["id"]:  # another life of the server, in which a number may be another job's
+    def _take_up(self, connection: Connection, is_another: bool) -> None:
+        """Over a new ``connection``: what the lost one held, is nobody's now; its children may still be at work."""
+        self._ripe_at.clear()  # the server knows them, too, if only to the second
+        if is_another:  # another life of the server, in which a number may be another job's
             self._forsaken += self._held.values()
             self._held.clear()
             self._settled.clear()
             self._uncounted.clear()
-        self._facts = facts
-        # What the lost connection held, is nobody's now; its children may still be at work.
         jobs = list(self._held)
         for job, reply in zip(jobs, connection.ask([b"reserve-job %d" % job for job in jobs]), strict=True):
             if reply.word == "NOT_FOUND" and (lost := self._held.pop(job)).token not in self._settled:
                 self._forsaken.append(lost)
-        return connection
 
     def forsaken(self) -> list[Reservation]:
         """Those that we have lost with a connection, each told once."""
         lost, self._forsaken = self._forsaken, []
         return lost
-
-    @contextlib.contextmanager
-    def losing(self) -> Iterator[None]:
-        """When it cannot be reached, both connections are closed, and it is left alone for a while."""
-        try:
-            yield
-        except BrokerError as error:
-            self.close()
-            self.trouble = str(error)
-            self.retry_at = time.monotonic() + self._pause
-            self._pause = min(self._pause * 2, _LONGEST)
-            raise
-
-    def close(self) -> None:
-        """Close both connections: what is reserved goes back at once."""
-        self.waiter.close()
-        self._ripe_at.clear()  # the server knows them, too, if only to the second
-        if self._main is not None:
-            self._main.close()
-            self._main = None
 
     def job(self, id: str) -> int | None:
         """The number of the job that ``id`` names; None if it is none of this server's present life.
@@ -137,12 +68,12 @@ class Server:
         number, _, instance = id.partition("-")
         if not (number.isascii() and number.isdecimal() and len(number) < 20 and len(instance) == INSTANCE):
             return None
-        self.begin()
-        return int(number) if self._facts["id"][:INSTANCE] == instance else None
+        self.line.begin()
+        return int(number) if self.line.instance == instance else None
 
     def id(self, job: int) -> str:
         """What names a job outside."""
-        return f"{job}-{self._facts['id'][:INSTANCE]}"
+        return f"{job}-{self.line.instance}"
 
     def put(self, queue: str, tasks: Sequence[NewTask]) -> list[str]:
         """Put ``tasks``; return their ids.
@@ -154,34 +85,36 @@ class Server:
             TaskTooLarge: one is larger than it takes; nothing was put.
         """
         try:
-            connection = self.begin()
+            connection = self.line.begin()
         except BrokerError as error:
             raise Refused(str(error)) from error
-        bodies, most = [plain(task.body) for task in tasks], int(self._facts["max-job-size"])
+        bodies, most = [plain(task.body) for task in tasks], self.line.most
         if (size := max(map(len, bodies))) > most:
-            raise TaskTooLarge(f"put into {queue}: {size} bytes; beanstalkd at {self.where} takes up to {most} (-z)")
+            raise TaskTooLarge(
+                f"put into {queue}: {size} bytes; beanstalkd at {self.line.where} takes up to {most} (-z)"
+            )
         commands = [
             put(task.priority, math.ceil(task.delay), math.ceil(task.ttr), body)
             for task, body in zip(tasks, bodies, strict=True)
         ]
         try:
-            with self.losing():
+            with self.line.losing():
                 replies = connection.ask([*connection.using(queue), *commands])[-len(commands) :]
         except BrokerError as error:
             raise PutUncertain(
-                f"put {len(tasks)} task(s) into {queue} at {self.where}: {error}; "
+                f"put {len(tasks)} task(s) into {queue} at {self.line.where}: {error}; "
                 "some may be there: putting them again may do them twice"
             ) from error
         done = [reply.number for reply in replies if reply.word == "INSERTED"]
         if len(done) == len(tasks):
             return [self.id(job) for job in done]
         buried = [reply.number for reply in replies if reply.word == "BURIED" and reply.number]
-        self.ask(*[b"delete %d" % job for job in (*done, *buried)])
+        self.line.ask(*[b"delete %d" % job for job in (*done, *buried)])
         if any(reply.word == "DRAINING" for reply in replies):
             raise Refused(
-                f"put into {queue} at {self.where}: it is draining (SIGUSR1): it takes no more until restarted"
+                f"put into {queue} at {self.line.where}: it is draining (SIGUSR1): it takes no more until restarted"
             )
-        raise BrokerFull(f"put into {queue} at {self.where}: it has no room ({replies[-1].word}); nothing was put")
+        raise BrokerFull(f"put into {queue} at {self.line.where}: it has no room ({replies[-1].word}); nothing was put")
 
     def reserve(self, room: dict[str, int], count: int) -> list[Reservation]:
         """Reserve up to ``count`` tasks, of each queue as many as it has ``room``, which shrinks by that.
@@ -199,16 +132,16 @@ class Server:
         return found
 
     def _reserve(self, found: list[Reservation], room: dict[str, int], count: int) -> None:
-        queue, job = self.waiter.take_given() or ("", 0)
-        if room.get(queue, 0) > 0 and self.ask(b"stats-job %d" % job)[0].fields.get("state") in _ANYBODYS:
+        queue, job = self.line.waiter.take_given() or ("", 0)
+        if room.get(queue, 0) > 0 and self.line.ask(b"stats-job %d" % job)[0].fields.get("state") in _ANYBODYS:
             first = self.take(job)
             if first is not None:
                 room[first.queue] -= 1
                 found.append(first)
         while len(found) < count and (queues := [queue for queue, most in room.items() if most > 0]):
             batch = min(count - len(found), self._batch, *(room[queue] for queue in queues))
-            commands = self.connection().watching(queues)
-            replies = self.ask(*commands, *[b"reserve-with-timeout 0"] * batch)
+            commands = self.line.connection().watching(queues)
+            replies = self.line.ask(*commands, *[b"reserve-with-timeout 0"] * batch)
             taken = {reply.number: reply.data for reply in replies if reply.word == "RESERVED"}
             self.is_late = any(reply.word == "DEADLINE_SOON" for reply in replies)
             for reservation in self._learn(taken):
@@ -224,7 +157,7 @@ class Server:
         if not taken:
             return []
         found = []
-        replies = self.ask(*[b"stats-job %d" % job for job in taken])
+        replies = self.line.ask(*[b"stats-job %d" % job for job in taken])
         for (job, data), reply in zip(taken.items(), replies, strict=True):
             if reply.word == "OK":
                 fields = reply.fields
@@ -255,14 +188,14 @@ class Server:
         Raises:
             BrokerError: it cannot be reached, or the connection was lost.
         """
-        reply = self.ask(b"reserve-job %d" % job)[0]
+        reply = self.line.ask(b"reserve-job %d" % job)[0]
         found = self._learn({job: reply.data} if reply.word == "RESERVED" else {})
         return found[0] if found else None
 
     @property
     def next_ripe(self) -> float | None:
         """When ``ripen`` is to be called (monotonic seconds); None: there is no need to."""
-        return min(self._ripe_at.values(), default=None)
+        return min(self._ripe_at.values(), default=None) if self.line.is_up else None
 
     def ripen(self) -> None:
         """Make ready what was released for a part of a second that is over: the server would wait for a whole one.
@@ -271,14 +204,14 @@ class Server:
             BrokerError: it cannot be reached, or the connection was lost: the server does it later.
         """
         now = time.monotonic()
-        jobs = [job for job, moment in self._ripe_at.items() if moment <= now]
+        jobs = [job for job, moment in self._ripe_at.items() if moment <= now and self.line.is_up]
         for job in jobs:
             del self._ripe_at[job]
-        replies = self.ask(*[b"stats-job %d" % job for job in jobs]) if jobs else []
+        replies = self.line.ask(*[b"stats-job %d" % job for job in jobs]) if jobs else []
         for job, reply in zip(jobs, replies, strict=True):
             if reply.fields.get("state") == "delayed":
                 # Not kicked, which would forget its failures.
-                self.ask(b"reserve-job %d" % job, b"release %d %s 0" % (job, reply.fields["pri"].encode()))
+                self.line.ask(b"reserve-job %d" % job, b"release %d %s 0" % (job, reply.fields["pri"].encode()))
 
     def _delay(self, job: int, seconds: float) -> None:
         if 0 < seconds < 1:
@@ -294,7 +227,7 @@ class Server:
 
     def is_of(self, reservation: Reservation) -> bool:
         """Whether that was made here, in this life of the server as far as we know."""
-        return reservation.id.rpartition("-")[2] == self._facts["id"][:INSTANCE]
+        return reservation.id.rpartition("-")[2] == self.line.instance
 
     def settle(self, outcomes: Iterable[Outcome]) -> list[Reservation]:
         """Tell the server what came of reservations; return those that are no longer ours; see ``forsaken``, too.
@@ -302,7 +235,7 @@ class Server:
         Raises:
             BrokerError: it cannot be reached, or the connection was lost; call it again with the same.
         """
-        self.connection()  # which takes again what a lost one held
+        self.line.connection()  # which takes again what a lost one held
         simple: dict[int, Outcome] = {}
         anew: dict[int, Release | Bury] = {}
         for outcome in outcomes:
@@ -324,7 +257,7 @@ class Server:
     def _tell(self, outcomes: Mapping[int, Outcome]) -> list[Reservation]:
         deleted = {each.reservation.token for each in outcomes.values() if isinstance(each, Delete)}
         self._settled |= deleted  # should the answers be lost
-        replies = self.ask(*[_command(job, outcome) for job, outcome in outcomes.items()])
+        replies = self.line.ask(*[_command(job, outcome) for job, outcome in outcomes.items()])
         lost = []
         for outcome, reply in zip(outcomes.values(), replies, strict=True):
             if reply.word == "NOT_FOUND":
@@ -342,7 +275,7 @@ class Server:
     def _put_anew(self, job: int, outcome: Release | Bury) -> bool:
         """Put the task with its history, then delete it; False: it is no longer ours."""
         reservation = outcome.reservation
-        if self.ask(b"touch %d" % job)[0].word == "NOT_FOUND":
+        if self.line.ask(b"touch %d" % job)[0].word == "NOT_FOUND":
             self._drop(reservation)
             return False
         priority = reservation.priority
@@ -351,15 +284,15 @@ class Server:
         # Before it is buried, the copy waits as long as the original: if we die in between, it is done once more.
         delay = math.ceil(reservation.ttr if isinstance(outcome, Bury) else outcome.delay)
         history = History(reservation.failures + 1, outcome.reason, reservation.first_id)
-        body = wrap(reservation.body, history, int(self._facts["max-job-size"]))
+        body = wrap(reservation.body, history, self.line.most)
         copy = None if body is None else self._copy(reservation, priority, delay, body)
         if copy is None:  # no room for its history, or it is draining: what can be said without is said
             if isinstance(outcome, Release):
                 self._uncounted[job] = history
-            self.ask(_command(job, outcome))
+            self.line.ask(_command(job, outcome))
         else:
             bury = [b"reserve-job %d" % copy, b"bury %d %d" % (copy, priority)] if isinstance(outcome, Bury) else []
-            self.ask(*bury, b"delete %d" % job)
+            self.line.ask(*bury, b"delete %d" % job)
         if isinstance(outcome, Release):
             self._delay(copy or job, outcome.delay)
         self._drop(reservation)
@@ -367,9 +300,9 @@ class Server:
 
     def _copy(self, reservation: Reservation, priority: int, delay: int, body: bytes) -> int | None:
         command = put(priority, delay, math.ceil(reservation.ttr), body)
-        reply = self.ask(*self.connection().using(reservation.queue), command)[-1]
+        reply = self.line.ask(*self.line.connection().using(reservation.queue), command)[-1]
         if reply.word == "BURIED":
-            self.ask(b"delete %d" % reply.number)
+            self.line.ask(b"delete %d" % reply.number)
         return reply.number if reply.word == "INSERTED" else None
 
 

@@ -8,6 +8,7 @@ import fcntl
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -87,8 +88,10 @@ def test_row_11_files_are_put_back_as_often_as_they_are_removed_and_after_an_upg
     for _ in range(5):
         (box.run_dir / "beat.pid").unlink()
         await_files(box, pid)
-    assert len(os.listdir(f"/proc/{pid}/fd")) == descriptors
-    assert box.pid() == pid
+    until = time.monotonic() + PATIENCE
+    while len(os.listdir(f"/proc/{pid}/fd")) > descriptors:  # connections of those who ask are closed a moment later
+        assert time.monotonic() < until
+        assert box.status()["pid"] == pid
 
 
 def test_row_11_files_that_are_removed_during_an_upgrade_are_put_back(box: Box) -> None:
