@@ -223,7 +223,12 @@ def _masters_client(url: str, options: dict[str, Any]) -> Any:
         pairs.append((host, int(port or 26379)))
     sentinel: Any = Sentinel(pairs, socket_timeout=TIMEOUT)  # type: ignore[no-untyped-call]
     login = {name: unquote(found[name]) if found[name] else None for name in ("username", "password")}
-    return sentinel.master_for(found["service"], db=int(found["db"] or 0), **login, **options).client()
+    client: Any = sentinel.master_for(found["service"], db=int(found["db"] or 0), **login, **options)
+    try:
+        return client.client()  # connects
+    except BaseException:
+        _close(client)
+        raise
 
 
 def _shortest(names: Iterable[str]) -> list[str]:
