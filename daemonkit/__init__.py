@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from daemonkit.processes.background import background as background
     from daemonkit.processes.call import progress as progress
     from daemonkit.processes.pool import Pool as Pool
+    from daemonkit.processes.stopflag import StopFlag as StopFlag
     from daemonkit.queue.current import current_task as current_task
 
     every, after, cron, on, main = default.every, default.after, default.cron, default.on, default.main
     worker, program, task = default.worker, default.program, default.task
 
 __version__ = "0.1.0"
-# Background, Pool, background, cluster, current_leadership, current_task, ipc and progress are not among them:
-# `import *` would load what few want.
+# Background, Pool, StopFlag, background, cluster, current_leadership, current_task, ipc and progress are not among
+# them: `import *` would load what few want.
 __all__ = [
     "AlreadyRunning",
     "Daemon",
@@ -58,6 +59,7 @@ _HOMES = {
     "Daemon": "daemonkit.api",
     "PidFile": "daemonkit.core.pidfile",
     "Pool": "daemonkit.processes.pool",
+    "StopFlag": "daemonkit.processes.stopflag",
     "progress": "daemonkit.processes.call",
     "current_task": "daemonkit.queue.current",
     "current_leadership": "daemonkit.cluster.leadership",

@@ -163,7 +163,7 @@ class CallTimeout(WorkerLost, TimeoutError):
 
 
 class UnpicklableError(DaemonkitError, TypeError):
-    """The result or exception of a call cannot be unpickled here."""
+    """The result or exception of a call cannot be read or unpickled here."""
 
 
 class PoolFull(DaemonkitError, BlockingIOError):

@@ -1,68 +1,14 @@
-"""What a daemon says of itself, as data and as text."""
+"""What a daemon has said of itself, as text."""
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from daemonkit.core.duration import describe as duration
 
-if TYPE_CHECKING:
-    from daemonkit.core.job import Job
-    from daemonkit.master.master import Master
-
 Status = Mapping[str, Any]
-
-
-def describe(master: Master) -> dict[str, Any]:
-    """The daemon's status; times in seconds, moments in seconds since the epoch."""
-    handover, sink = master.parts.handover, master.parts.sink
-    return {
-        "name": handover.name,
-        "state": "stopping" if master.is_stopping else "running" if master.ready_at else "starting",
-        "pid": os.getpid(),
-        "since": master.ready_at,
-        "script": handover.script,
-        "memory": _memory(),
-        "cpu": round(sum(os.times()[:2]), 2),
-        "log": sink.path or ("journal" if sink.journal else "stderr"),
-        "log_lost": sink.lost,
-        "python": sys.version.split()[0],
-        "config": master.configuration.config_path,
-        "jobs": describe_jobs(master.script.jobs.values()),
-        "children": master.crew.describe() if master.crew else [],
-        "cluster": master.leading.describe() if master.leading else None,
-    }
-
-
-def describe_jobs(jobs: Iterable[Job]) -> list[dict[str, Any]]:
-    """One object a job."""
-    offset = time.time_ns() - time.monotonic_ns()
-    return [_job(job, offset) for job in jobs]
-
-
-def _job(job: Job, offset: int) -> dict[str, Any]:
-    record = job.record
-    is_standby = job.gate is not None and not job.gate()
-    state = "done" if job.planned is None else "paused" if job.paused else "standby" if is_standby else "waiting"
-    return {
-        "name": job.name,
-        "when": job.when,
-        "state": state,
-        "last_run": record.last_started / 1e9 if record.runs else None,
-        "next_run": None if job.planned is None or job.paused or is_standby else (job.planned + offset) / 1e9,
-        "duration": record.last_duration / 1e9,
-        "lateness": record.lateness / 1e9,
-        "max_lateness": record.max_lateness / 1e9,
-        "runs": record.runs,
-        "failures": record.failures,
-        "missed": record.missed,
-        "last_error": record.last_error,
-        "receipt": record.receipt,
-    }
 
 
 def as_text(status: Status, name: str) -> str:
@@ -141,12 +87,6 @@ def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-
-
-def _memory() -> int:
-    """Resident bytes (proc(5), statm)."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _moment(seconds: float) -> str:

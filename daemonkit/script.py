@@ -67,7 +67,9 @@ class Script:
     @property
     def may_lead(self) -> bool:
         """Whether anything that is declared is the leader's."""
-        is_declared = any(job.leader for job in self.jobs.values()) or any(w.leader for w in self.workers.values())
+        is_declared = any(job.policy.leader for job in self.jobs.values()) or any(
+            w.leader for w in self.workers.values()
+        )
         return is_declared or bool(self.handlers.keys() & {"leader", "follower"})
 
     def every(
@@ -106,16 +108,16 @@ class Script:
             UsageError: a value that cannot be meant, or a name that is taken.
         """
         what = f"@every({interval!r})"
-        forking = self._forking(what, fork, timeout, overlap, max_instances, leader)
+        forking = self._forking(what, fork, timeout, overlap, max_instances)
         length = _duration(interval, "@every")
         if length < SHORTEST:
             raise UsageError(f"{what}: the interval must be {SHORTEST} s or more")
         start = None if first is None else _nanoseconds(first, "@every, first")
-        policy = _policy(what, jitter, coalesce, misfire_grace_time, overlap)
+        policy = _policy(what, jitter, coalesce, misfire_grace_time, overlap, leader, forking)
         if policy.jitter >= length * SECOND:
             raise UsageError(f"{what}: jitter={jitter!r} must be shorter than the interval, or ticks would be lost")
         schedule = Every(round(length * SECOND), start)
-        return self._timer(what, name, schedule, policy, f"every {describe(length)}", forking, leader)
+        return self._timer(what, name, schedule, policy, f"every {describe(length)}")
 
     def after(
         self, delay: float | str, *, name: str | None = None, leader: bool = False
@@ -130,7 +132,7 @@ class Script:
         what = f"@after({delay!r})"
         length = _duration(delay, "@after")
         when = f"once after {describe(length)}"
-        return self._timer(what, name, After(round(length * SECOND)), Policy(), when, None, leader)
+        return self._timer(what, name, After(round(length * SECOND)), _policy(what, leader=leader), when)
 
     def cron(
         self,
@@ -155,10 +157,10 @@ class Script:
             UsageError: a value that cannot be meant, or a name that is taken.
         """
         what = f"@cron({expression!r})"
-        forking = self._forking(what, fork, timeout, overlap, max_instances, leader)
-        policy = _policy(what, jitter, coalesce, misfire_grace_time, overlap)
+        forking = self._forking(what, fork, timeout, overlap, max_instances)
+        policy = _policy(what, jitter, coalesce, misfire_grace_time, overlap, leader, forking)
         zone = f" {tz}" if tz else ""
-        return self._timer(what, name, Cron(expression, tz), policy, f"cron {expression}{zone}", forking, leader)
+        return self._timer(what, name, Cron(expression, tz), policy, f"cron {expression}{zone}")
 
     def on(self, event: str | int) -> Callable[[Function], Function]:
         """Call the function on a signal ("SIGUSR1") or a life-cycle event: "start", "stop", "reload", "fork".
@@ -282,26 +284,17 @@ class Script:
         self.workers[made.name] = made
 
     def _forking(
-        self, what: str, fork: bool, timeout: float | str | None, overlap: str, max_instances: int, leader: bool
+        self, what: str, fork: bool, timeout: float | str | None, overlap: str, max_instances: int
     ) -> Forking | None:
         """What is asked of the job's own process; None for a job that has none."""
         _check_children(what, fork, timeout, overlap, max_instances)
-        if not isinstance(leader, bool):
-            raise UsageError(f"{what}: leader={leader!r} must be True or False")
         if not fork:
             return None
         self._forks = True
         return Forking(None if timeout is None else _duration(timeout, f"{what}, timeout"), max_instances)
 
     def _timer(
-        self,
-        what: str,
-        name: str | None,
-        schedule: Schedule,
-        policy: Policy,
-        when: str,
-        forking: Forking | None = None,
-        leader: bool = False,
+        self, what: str, name: str | None, schedule: Schedule, policy: Policy, when: str
     ) -> Callable[[Function], Function]:
         def declare(function: Function) -> Function:
             _check_callable(what, function)
@@ -310,10 +303,7 @@ class Script:
                 raise UsageError(f"{what}: name={own!r} must be a text that can be printed")
             if own in self.jobs:
                 raise UsageError(f"{what}: there is a job named {own!r} already; give this one a name=")
-            self.jobs[own] = job = Job(own, function, schedule, policy, when)
-            job.leader = leader
-            if forking:
-                job.forking = forking
+            self.jobs[own] = Job(own, function, schedule, policy, when)
             return function
 
         return declare
@@ -368,14 +358,27 @@ def _check_children(what: str, fork: bool, timeout: float | str | None, overlap:
     raise UsageError(f"{what}: {option} is for a job with a process of its own; add fork=True")
 
 
-def _policy(what: str, jitter: float | str, coalesce: bool, grace: float | str | None, overlap: str) -> Policy:
-    if type(jitter) is int and jitter == 0 and coalesce is True and grace is None and overlap == "skip":
+def _policy(
+    what: str,
+    jitter: float | str = 0,
+    coalesce: bool = True,
+    grace: float | str | None = None,
+    overlap: str = "skip",
+    leader: bool = False,
+    forking: Forking | None = None,
+) -> Policy:
+    if not isinstance(leader, bool):
+        raise UsageError(f"{what}: leader={leader!r} must be True or False")
+    is_usual = type(jitter) is int and jitter == 0 and coalesce is True and grace is None and overlap == "skip"
+    if is_usual and not leader and forking is None:
         return _USUAL
     return Policy(
         _nanoseconds(jitter, f"{what}, jitter"),
         coalesce,
         None if grace is None else _nanoseconds(grace, f"{what}, misfire_grace_time"),
         overlap,
+        leader,
+        forking,
     )
 
 

@@ -105,10 +105,11 @@ def state() -> dict[str, Any]:
 
 
 def garbage_everywhere() -> None:
-    """Writes nonsense into every descriptor."""
+    """Writes nonsense into every descriptor, also such as begins like a message."""
+    kinds = [bytes([kind, 0]) + b"\x01" * 8 + b"nonsense" for kind in range(8)]
     for fd in open_files():
         if fd > 2:
-            for text in (b"", b"x", b"nonsense" * 9, b"\x01\x01" + b"\xff" * 8, b"\x01\x00" + b"\x01" * 8):
+            for text in (b"", b"x", b"nonsense" * 9, b"\x01\x01" + b"\xff" * 8, b"\x01\x00" + b"\x01" * 8, *kinds):
                 with contextlib.suppress(OSError):
                     os.write(fd, text)
 

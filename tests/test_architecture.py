@@ -130,5 +130,21 @@ def test_the_daemons_image_loads_nothing_that_a_timer_does_not_need() -> None:
     program = "import sys, daemonkit.master.image; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     unwanted = {"click", "daemon", "cronsim", "sqlite3", "redis", "kazoo", "multiprocessing", "asyncio", "subprocess"}
-    unwanted |= {"dataclasses", "inspect", "tomllib", "zoneinfo", "difflib"}
+    unwanted |= {"dataclasses", "inspect", "tomllib", "zoneinfo", "difflib", "random"}
+    assert not unwanted & set(loaded)
+
+
+def test_the_processes_of_tasks_begin_with_nothing_that_only_some_need() -> None:
+    program = """
+import sys, daemonkit.master.image, daemonkit.master.crew, daemonkit.master.consuming, daemonkit.queue.consumer
+from daemonkit import task
+
+@task(queue="mail", max_retries=2)
+def send(to, *words, at=0, **more): ...
+
+print(*sys.modules)
+"""
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    unwanted = {"click", "sqlite3", "redis", "kazoo", "multiprocessing", "asyncio", "subprocess"}
+    unwanted |= {"dataclasses", "inspect", "tomllib", "zoneinfo", "difflib", "random", "hashlib"}
     assert not unwanted & set(loaded)

@@ -41,6 +41,14 @@ def stubborn(path):
         except BaseException:
             note(path, "ignored")
 
+def nonsense():
+    for fd in range(3, 64):
+        for kind in range(8):
+            try:
+                os.write(fd, bytes([kind, 0]) + bytes(8) + b"nonsense")
+            except OSError:
+                pass
+
 def lock():
     return threading.Lock()
 
@@ -81,13 +89,20 @@ def parent(pid):
     with open(f"/proc/{pid}/stat") as stat:
         return int(stat.read().rpartition(")")[2].split()[1])
 
+def state(pid):
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0]
+
 def first_pid():
     with contextlib.suppress(FileNotFoundError), open(out) as file:
         line = file.readline()
         return int(line.split()[-1]) if line.endswith(chr(10)) else None
 
-def fork_server():  # of the first call that has begun
-    return parent(wait_until(".", first_pid, 30))
+def fork_server():  # of the first call that has begun; and it has told so, for it sleeps again
+    pid = parent(wait_until(".", first_pid, 30))
+    while state(pid) != "S":
+        os.sched_yield()
+    return pid
 """
 
 
@@ -206,6 +221,28 @@ def test_a_failure_is_told_on_stderr_with_time_pid_name_and_traceback(box: Box) 
     assert first.startswith("[20")
     assert "] [ERROR] background: jobs.fail failed: ValueError: no such bucket" in first
     assert 'raise ValueError("no such bucket")' in "".join(rest)
+
+
+def test_a_call_that_writes_nonsense_into_all_that_is_open_takes_no_other_with_it(box: Box) -> None:
+    done = run(
+        box,
+        """
+later = Background(2)
+fcntl.flock(gate, fcntl.LOCK_EX)
+later(jobs.gated, "gate", out, "one")
+later(jobs.nonsense)
+later(jobs.note, out, "another")
+
+def another():
+    with contextlib.suppress(FileNotFoundError), open(out) as file:
+        return "another" in file.read() or None
+
+wait_until(".", another, 30)
+""",
+    )
+    assert done.stderr == ""
+    *first, last = [line.split()[0] for line in out(box)]
+    assert (sorted(first), last) == (["another", "begun"], "done")
 
 
 def test_a_call_that_is_killed_is_told(box: Box) -> None:
@@ -422,6 +459,34 @@ os.kill(fork_server(), signal.SIGKILL)
     assert "jobs.gated is lost: the fork server, pid " in done.stderr
     assert done.stderr.count("ERROR") == 1
     assert [line.split(maxsplit=1)[0] for line in out(box)] == ["begun", "waiting"]
+
+
+def test_what_waits_is_done_when_there_is_room_for_another_fork_server(box: Box) -> None:
+    run(
+        box,
+        """
+import resource
+os.dup2(os.open("err", os.O_RDWR | os.O_CREAT | os.O_APPEND), 2)
+
+def found(words, path):
+    with open(path) as file:
+        return words in file.read() or None
+
+later = Background(1)
+fcntl.flock(gate, fcntl.LOCK_EX)
+later(jobs.gated, "gate", out, "begun one")
+later(jobs.note, out, "waiting one")
+server = fork_server()
+backlog = parent(server)
+usual = resource.prlimit(backlog, resource.RLIMIT_NOFILE)
+resource.prlimit(backlog, resource.RLIMIT_NOFILE, (1, usual[1]))
+os.kill(server, signal.SIGKILL)
+assert wait_until(".", lambda: found("start a fork server: Too many open files; tried again", "err"), 30)
+resource.prlimit(backlog, resource.RLIMIT_NOFILE, usual)
+assert wait_until(".", lambda: found("waiting one", out), 30)
+""",
+    )
+    assert out(box)[-1] == "waiting one"
 
 
 def test_a_server_that_cannot_start_is_told_to_the_caller(box: Box, tmp_path: Path) -> None:

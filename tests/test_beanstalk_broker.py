@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from daemonkit.queue.beanstalkbroker import BeanstalkBroker
 from daemonkit.queue.broker import Bury, Delete, NewTask, Outcome, Release, Reservation, State, Touch
 from daemonkit.queue.connect import connect
 from daemonkit.queue.history import History, plain, unwrap, wrap
+from daemonkit.queue.waiter import Waiter
 
 
 @pytest.fixture
@@ -311,6 +314,30 @@ def test_what_a_waiter_was_given_long_ago_is_no_longer_its_own(broker: Beanstalk
     broker.drain()
     assert other.bury_task(id, "by hand")
     assert broker.reserve("mail") == []
+
+
+def test_what_a_waiter_hears_of_when_others_have_done_it_is_nothing(tmp_path: Path) -> None:
+    # A server sees the end of a ttr when it likes, so this one says at once what it would say of a waiter that was
+    # stopped for longer than that.
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "server.sock"))
+        listener.listen()
+        words = b"WATCHING 2\r\nWATCHING 1\r\nRESERVED 1 1\r\nx\r\nNOT_FOUND\r\n"
+        peers: list[socket.socket] = []
+
+        def answer() -> None:
+            peers.append(listener.accept()[0])
+            peers[0].sendall(words)
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        waiter = Waiter(str(tmp_path / "server.sock"), PATIENCE)
+        waiter.wait(frozenset({"mail"}))
+        waiter.hear()
+        assert waiter.take_given() is None
+        waiter.close()
+        answering.join()
+        peers[0].close()
 
 
 def test_the_end_of_a_ttr_is_seen_also_by_who_has_asked_right_before_it(broker: BeanstalkBroker) -> None:

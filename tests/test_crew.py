@@ -6,15 +6,18 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from concurrent.futures import CancelledError, as_completed
 from concurrent.futures import wait as wait_for
 from pathlib import Path
+from types import FrameType
 
 import calls
 import pytest
 from harness import PATIENCE
 
 from daemonkit import Pool
+from daemonkit.errors import WorkerLost
 from daemonkit.processes.future import Call
 
 
@@ -138,3 +141,34 @@ def test_a_call_that_cannot_be_sent_fails_alone_and_its_child_works_on() -> None
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, usual)
         assert pool.submit(len, bytes(100_000)).result(PATIENCE) == 100_000
+
+
+def test_a_call_that_cannot_be_sent_is_told_though_the_pool_is_shut_down_at_that_moment() -> None:
+    is_armed, is_between, goes_on = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(frame: FrameType, event: str, argument: object) -> None:
+        """Keep the pool's thread between two turns."""
+        if frame.f_code.co_name == "_turn" and is_armed.is_set():
+            is_between.set()
+            goes_on.wait(PATIENCE)
+
+    threading.settrace(hold)
+    try:
+        pool = Pool(1, reuse=None)
+        assert pool.submit(len, b"12").result(PATIENCE) == 2
+    finally:
+        threading.settrace(None)
+    is_armed.set()
+    pool.max_workers = 1  # wakes it
+    assert is_between.wait(PATIENCE)
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(lowest := os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, usual[1]))
+    try:
+        refused = pool.submit(len, bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+    pool.shutdown(wait=False)
+    goes_on.set()
+    pool.shutdown()
+    assert isinstance(refused.exception(PATIENCE), WorkerLost)

@@ -201,6 +201,6 @@ def test_only_what_runs_in_a_process_of_its_own_needs_children() -> None:
     assert not script.needs_children
     script.every(5, fork=True, name="forked", timeout="1m", overlap="kill", max_instances=3)(bare)
     assert script.needs_children
-    forking = script.jobs["forked"].forking
+    forking = script.jobs["forked"].policy.forking
     assert forking is not None
     assert (forking.timeout, forking.max_instances) == (60.0, 3)

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -64,6 +65,23 @@ def ours() -> list[int]:
 def fifo(path: Path) -> Path:
     os.mkfifo(path)
     return path
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """No descriptor can be had here meanwhile."""
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (8, usual[1]))  # enough for poll(2), whose list is bounded by it, too
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                low.append(os.dup(0))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+        for fd in low:
+            os.close(fd)
 
 
 def script(path: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -279,6 +297,20 @@ def test_submit_is_refused_when_the_interpreter_ends(tmp_path: Path) -> None:
     assert script(tmp_path, text).stdout.splitlines() == ["1", "cannot schedule new futures after shutdown"]
 
 
+def test_a_failed_call_is_let_go_of_without_a_collection(pool: Pool) -> None:
+    call = pool.submit(calls.fail)
+    with contextlib.suppress(ValueError):
+        call.result(PATIENCE)
+    assert pool.submit(calls.square, 4).result(PATIENCE) == 16  # the pool's thread has done with the one before
+    seen = weakref.ref(call)
+    gc.disable()
+    try:
+        del call
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
 def test_many_threads_may_use_one_pool(pool: Pool) -> None:
     sums: list[int] = []
 
@@ -416,6 +448,34 @@ def test_the_fork_server_killed_fails_what_runs_and_the_rest_goes_on(reuse: int 
         assert pool.submit(calls.square, 4).result(PATIENCE) == 16
 
 
+def test_a_fork_server_that_cannot_be_replaced_fails_what_waits_and_the_pool_works_again(
+    reuse: int | None, tmp_path: Path
+) -> None:
+    path, told = fifo(tmp_path / "fifo"), fifo(tmp_path / "told")
+    with Pool(1, reuse=reuse, max_pending=3) as pool:
+        running = pool.submit(calls.tell_and_read, str(told), str(path))
+        told.read_text()
+        waiting = [pool.submit(calls.square, n) for n in range(3)]
+        [server] = ours()
+        with no_descriptors():
+            os.kill(server, signal.SIGKILL)
+            for call in running, *waiting:
+                with pytest.raises(WorkerLost, match="fork server"):
+                    call.result(PATIENCE)
+        assert pool.submit(calls.square, 4).result(PATIENCE) == 16
+
+
+def test_an_interpreter_that_ends_at_once_fails_the_call_and_leaves_no_zombie(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    for _ in range(10):  # it may have ended before it is told anything, or after
+        with pytest.raises(WorkerLost, match="fork server"):
+            pool.submit(calls.square, 2).result(PATIENCE)
+    monkeypatch.undo()
+    assert pool.submit(calls.square, 3).result(PATIENCE) == 9
+
+
 def test_in_a_fork_of_its_process_a_pool_refuses_calls(tmp_path: Path) -> None:
     text = """
         import os, sys
@@ -447,6 +507,19 @@ def test_in_a_fork_of_its_process_a_pool_refuses_calls(tmp_path: Path) -> None:
 def test_arguments_and_results_of_any_size_come_whole(pool: Pool, size: int) -> None:
     data = os.urandom(size)
     assert pool.submit(calls.same, data).result(PATIENCE) == data
+
+
+def test_a_large_result_without_room_for_its_descriptor_fails_its_own_call(pool: Pool, tmp_path: Path) -> None:
+    path, told = fifo(tmp_path / "fifo"), fifo(tmp_path / "told")
+    assert pool.submit(calls.square, 2).result(PATIENCE) == 4
+    call = pool.submit(calls.tell_and_read, str(told), str(path))
+    told.read_text()
+    with path.open("w") as file, no_descriptors():
+        file.write("x" * 200_000)
+        file.close()
+        with pytest.raises(UnpicklableError, match="too many open files"):
+            call.result(PATIENCE)
+    assert pool.submit(calls.square, 3).result(PATIENCE) == 9
 
 
 def test_lambdas_and_closures_are_called(pool: Pool) -> None:
@@ -600,6 +673,22 @@ def test_a_call_over_its_time_is_killed_with_all_it_started(pool: Pool, tmp_path
     assert pool.submit(calls.square, 3).result(PATIENCE) == 9
 
 
+def test_a_call_that_is_done_is_not_kept_until_its_time_would_have_been_up(pool: Pool, tmp_path: Path) -> None:
+    path, told = fifo(tmp_path / "fifo"), fifo(tmp_path / "told")
+    bounded = pool.options(timeout=PATIENCE)
+    slow = bounded.submit(calls.tell_and_read, str(told), str(path))
+    told.read_text()  # its time is up before that of the other
+    quick = bounded.submit(calls.square, 3)
+    assert quick.result(PATIENCE) == 9
+    assert pool.submit(calls.square, 4).result(PATIENCE) == 16  # the pool's thread has done with the one before
+    seen = weakref.ref(quick)
+    del quick
+    gc.collect()
+    assert seen() is None
+    path.write_text("")
+    assert slow.result(PATIENCE) == ""
+
+
 def test_a_call_within_its_time_is_left_alone(pool: Pool) -> None:
     limited = pool.options(timeout=PATIENCE)
     assert list(limited.map(calls.square, range(20))) == [n**2 for n in range(20)]
@@ -652,6 +741,31 @@ def test_results_come_as_they_finish(pool: Pool, tmp_path: Path) -> None:
     path.write_text("last")
     assert list(pool.results(timeout=PATIENCE)) == ["last"]
     assert list(pool.results(timeout=1)) == []
+
+
+def test_the_time_for_a_result_is_not_prolonged_by_calls_that_others_wait_for(tmp_path: Path) -> None:
+    path, told = fifo(tmp_path / "fifo"), fifo(tmp_path / "told")
+    with Pool(2) as pool:
+        slow = pool.submit(calls.tell_and_read, str(told), str(path))
+        told.read_text()
+        is_over = threading.Event()
+
+        def others() -> None:
+            while not is_over.is_set():
+                assert pool.submit(calls.square, 3).result(PATIENCE) == 9
+
+        asking = threading.Thread(target=others)
+        asking.start()
+        try:
+            began = time.monotonic()
+            with pytest.raises(TimeoutError):
+                next(pool.results(timeout=0.5))
+            assert time.monotonic() - began < 5
+        finally:
+            is_over.set()
+            path.write_text("")
+            asking.join()
+        assert slow.result(PATIENCE) == ""
 
 
 def test_results_go_on_behind_an_exception_and_leave_out_what_was_asked_for(pool: Pool) -> None:

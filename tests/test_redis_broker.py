@@ -92,6 +92,12 @@ def test_with_a_full_memory_puts_are_refused_and_all_else_goes_on(server: RedisS
     server.command("CONFIG", "SET", "maxmemory", "1")
     with pytest.raises(BrokerFull, match="its memory is full"):
         broker.put("mail", NewTask(b"one more"))
+    assert broker.stores() == broker.stores()
+    broker.pause("mail", 60, "full")
+    assert broker.reserve("mail", count=51) == []
+    broker.pause("mail", 0)
+    broker.announce(["mail"], 3)  # a consumer may begin now: who else would make room?
+    assert [(each.queues, each.concurrency) for each in broker.consumers()] == [(("mail",), 3)]
     found = broker.reserve("mail", count=51)
     assert len(found) == 51
     assert broker.touch(found[0])
@@ -117,6 +123,27 @@ def test_what_was_accepted_is_there_after_a_kill_9_of_the_server_and_we_connect_
     assert [task.id for task in broker.peek_state("mail", State.RESERVED, 99)] == ids[1:]
     server.command("LPUSH", "x", "y")
     assert broker.watch() >= 0
+
+
+def test_what_comes_of_a_task_that_the_server_has_forgotten_is_not_taken_for_anothers(
+    server: RedisServer, broker: RedisBroker
+) -> None:
+    broker.put("mail", NewTask(b"forgotten"))
+    (old,) = broker.reserve("mail")
+    server.command("FLUSHALL")
+    broker.put("mail", NewTask(b"new"))
+    (new,) = broker.reserve("mail")
+    assert (new.id, new.token > old.token) == (old.id, True)
+    assert not broker.delete(old)
+    assert broker.delete(new)
+
+
+def test_tokens_grow_also_when_the_clock_goes_back(server: RedisServer, broker: RedisBroker) -> None:
+    future = 4_000_000_000_000_000  # microseconds, in the year 2096
+    server.command("SET", "{daemonkit}:tokens", str(future))
+    broker.put_many("mail", [NewTask(b"x")] * 3)
+    tokens = [each.token for each in (*broker.reserve("mail", count=2), *broker.reserve("mail"))]
+    assert tokens == [future + 1, future + 2, future + 3]
 
 
 def test_a_put_whose_reply_is_lost_is_one_task_and_a_lost_reservation_comes_back(

@@ -119,6 +119,36 @@ broker.close()
     assert elsewhere(path, program) == f"{[0] * 10} 10"
 
 
+def test_a_fork_while_the_first_put_imports_what_it_needs_does_not_stand_still(path: str) -> None:
+    program = """
+import os, signal, sys, threading
+if sys.version_info >= (3, 12):
+    import warnings
+    warnings.simplefilter("ignore", DeprecationWarning)
+from daemonkit.queue.forking import exclusively
+has_lock, is_forking = threading.Event(), threading.Event()
+os.register_at_fork(before=is_forking.set)
+import logging
+
+def put():
+    with exclusively:
+        has_lock.set()
+        is_forking.wait()
+        logging.getLogger("daemonkit")
+
+thread = threading.Thread(target=put)
+thread.start()
+has_lock.wait()
+signal.alarm(20)
+if (pid := os.fork()) == 0:
+    os._exit(0)
+thread.join()
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 def test_forks_while_other_threads_put_tasks_of_a_script_do_not_stand_still(path: str) -> None:
     program = f"""
 if sys.version_info >= (3, 12):
@@ -216,6 +246,37 @@ def test_a_file_that_is_removed_is_noticed_and_the_next_put_goes_into_a_new_one(
         broker.put("mail", NewTask(b"refused"))
     broker.put("mail", NewTask(b"kept"))
     assert elsewhere(path, COUNT) == "1"
+
+
+def test_what_comes_of_a_task_in_a_file_that_was_removed_is_not_taken_for_one_in_the_next(
+    path: str, broker: SqliteBroker
+) -> None:
+    broker.put("mail", NewTask(b"lost with the file"))
+    (old,) = broker.reserve("mail")
+    for suffix in ("", "-wal", "-shm", "-lock"):
+        os.unlink(path + suffix)
+    with pytest.raises(BrokerError, match="it was removed or replaced"):
+        broker.delete(old)
+    broker.put("mail", NewTask(b"kept"))
+    (new,) = broker.reserve("mail")
+    assert (new.id, new.token > old.token) == (old.id, True)
+    assert not broker.delete(old)
+    assert broker.delete(new)
+
+
+def test_tokens_grow_also_when_the_clock_goes_back(path: str, broker: SqliteBroker) -> None:
+    future = 4_000_000_000_000_000  # microseconds, in the year 2096
+    elsewhere(
+        path,
+        f"""
+with broker._database.writing() as connection:
+    connection.execute("UPDATE counter SET token={future}")
+broker.close()
+""",
+    )
+    broker.put_many("mail", [NewTask(b"x")] * 3)
+    tokens = [each.token for each in (*broker.reserve("mail", count=2), *broker.reserve("mail"))]
+    assert tokens == [future + 1, future + 2, future + 3]
 
 
 def test_a_file_that_cannot_be_used_leaves_no_descriptor_open(path: str) -> None:

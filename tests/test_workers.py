@@ -19,8 +19,9 @@ from daemonkit.master.backoff import Backoff
 from daemonkit.master.place import TABLE, Event, Place, State
 from daemonkit.master.workers import Workers
 from daemonkit.processes.receipt import Receipt
+from daemonkit.processes.stopflag import StopFlag, Wear
 from daemonkit.processes.wire import Wire, pair
-from daemonkit.processes.worker import Note, Recycling, Restarts, StopFlag, Worker
+from daemonkit.processes.worker import Note, Recycling, Restarts, Worker
 
 # What each pair leads to; a pair that is not here changes nothing.
 TRANSITIONS = {
@@ -201,9 +202,14 @@ def test_so_many_looks_and_then_it_is_worn(notes: tuple[Wire, Wire]) -> None:
     assert heard(notes[0]) == [Note.READY, Note.RECYCLE]
 
 
-def test_jitter_lengthens_each_limit_by_up_to_its_share(notes: tuple[Wire, Wire]) -> None:
-    limits = [flag(notes, recycling=Recycling(1000, 1000.0, 1000, jitter=0.5))._limits for _ in range(50)]
-    for each in ([limit.max_tasks for limit in limits], [limit.max_age for limit in limits]):
-        numbers = [number for number in each if number is not None]
+def test_jitter_lengthens_each_limit_by_up_to_its_share() -> None:
+    def tasks_of(wear: Wear) -> int:
+        while wear.why(0.0) is None:
+            wear.looks += 1
+        return wear.looks - 1
+
+    wears = [Wear(Recycling(1000, 1000.0, jitter=0.5)) for _ in range(50)]
+    ages, tasks = [round(wear.left()) for wear in wears], [tasks_of(wear) for wear in wears]
+    for numbers in (ages, tasks):
         assert all(1000 <= number <= 1500 for number in numbers)
         assert len(set(numbers)) > 10

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemonkit.cli.common import as_json, as_table, configuration_options, configured, printable
+from daemonkit.cli.common import as_json, as_table, configuration_options, configured, json_option, printable
 from daemonkit.core.duration import describe
 from daemonkit.errors import CoordinatorError
 
@@ -66,9 +66,6 @@ def _opened(url: str, *, make: bool) -> Iterator[Coordinator]:
         raise CoordinatorError(f"use {url}: nobody has used it yet; there is no such directory")
     with connect(url) as coordinator:
         yield coordinator
-
-
-json_option = click.option("--json", "json_wanted", is_flag=True, help="Print it for programs.")
 
 
 @command.command()

@@ -277,6 +277,17 @@ def as_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def answer(json_wanted: bool, value: Any, words: str) -> None:
+    """Print what was done: ``value`` for programs, or ``words`` for people."""
+    if json_wanted:
+        as_json(value)
+    else:
+        click.echo(words)
+
+
+json_option = click.option("--json", "json_wanted", is_flag=True, help="Print it for programs.")
+
+
 def as_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
     """Print ``rows`` for people, each column as wide as need be."""
     lines = [head, *(tuple(map(printable, row)) for row in rows)]

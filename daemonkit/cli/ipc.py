@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemonkit.cli.common import Preset, as_json, as_table, configuration_options, run_dir_of
+from daemonkit.cli.common import Preset, as_json, as_table, configuration_options, json_option, run_dir_of
 from daemonkit.errors import NotAllowed
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--json", "json_wanted", is_flag=True, help="Print it for programs.")
+@json_option
 @configuration_options("run_dir")
 @click.argument("action", type=click.Choice(["list", "clean"]), metavar="list|clean")
 @click.pass_context

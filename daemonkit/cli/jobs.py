@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from daemonkit.cli.common import Place, as_json, name_argument
+from daemonkit.cli.common import Place, as_json, json_option, name_argument
 
 
 @click.command()
-@click.option("--json", "json_wanted", is_flag=True, help="Print it for programs.")
+@json_option
 @name_argument
 def command(place: Place, json_wanted: bool) -> None:
     """The timer jobs of a daemon: when they ran, when they will, how late, how often they failed.

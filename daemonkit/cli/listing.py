@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from daemonkit import inquiry
-from daemonkit.cli.common import Place, as_json, configuration_options, names_in, run_dir_of
+from daemonkit.cli.common import Place, as_json, configuration_options, json_option, names_in, run_dir_of
 
 
 @click.command("list")
-@click.option("--json", "json_wanted", is_flag=True, help="Print it for programs.")
+@json_option
 @configuration_options("run_dir")
 def command(run_dir: str | None, config_path: str | None, json_wanted: bool) -> None:
     """Every daemon in the run directory, one a line.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from daemonkit.cli.broker import on_broker, opened
+from daemonkit.cli.common import answer, json_option
 from daemonkit.cli.types import ALL, COUNT, MOVABLE, STATES
 from daemonkit.errors import BrokerError, TaskTooLarge
 from daemonkit.queue.broker import State
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 @click.argument("target")
 @click.option("--state", "states", type=STATES, multiple=True, default=[State.READY.value], show_default=True)
 @click.option("-n", "count", type=COUNT, help="So many at most; default: all.")
+@json_option
 @on_broker
-def move(broker: Broker, queue: str, target: str, states: tuple[str, ...], count: int | None) -> None:
+def move(
+    broker: Broker, queue: str, target: str, states: tuple[str, ...], count: int | None, json_wanted: bool
+) -> None:
     """Move tasks from QUEUE to the queue TARGET."""
     from daemonkit.queue.transfer import Transfer
 
@@ -33,13 +37,15 @@ def move(broker: Broker, queue: str, target: str, states: tuple[str, ...], count
     wanted = [State(state) for state in states]
     with _progress(broker, [queue], wanted, count) as moved:
         done = Transfer(broker, queue, broker, target).move(wanted, count or ALL, moved)
-    click.echo(f"moved {done} task(s) from {queue} to {target}")
+    value = {"queue": queue, "target": target, "moved": done}
+    answer(json_wanted, value, f"moved {done} task(s) from {queue} to {target}")
 
 
 @click.command()
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
-def migrate(source: str, target: str) -> None:
+@json_option
+def migrate(source: str, target: str, json_wanted: bool) -> None:
     """Move all queues of the broker at the URL FROM to that at TO: ready, delayed and buried tasks.
 
     Stop the consumers of FROM first.  Interrupted, it can be called again: nothing is lost, nothing is there twice.
@@ -64,7 +70,8 @@ def migrate(source: str, target: str) -> None:
             if each.paused and not (each.ready or each.delayed or each.buried):
                 origin.pause(each.queue, 0)
         left = sum(each.reserved for each in origin.stats())
-    click.echo(f"moved {done} task(s) of {len(queues)} queue(s)")
+    value = {"moved": done, "queues": queues, "refused": refused, "reserved": left}
+    answer(json_wanted, value, f"moved {done} task(s) of {len(queues)} queue(s)")
     if refused:
         raise TaskTooLarge(f"migrate {source}: task(s) {', '.join(refused)} stay there: {next(iter(refused.values()))}")
     if left:

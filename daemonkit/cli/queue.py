@@ -12,7 +12,7 @@ import click
 
 from daemonkit.cli import moves
 from daemonkit.cli.broker import on_broker, opened, url_of
-from daemonkit.cli.common import as_json, as_table
+from daemonkit.cli.common import answer, as_json, as_table, json_option, printable
 from daemonkit.cli.types import ALL, COUNT, MOVABLE, STATES, Duration, Words
 from daemonkit.core.duration import describe
 from daemonkit.errors import BrokerError, NoSuchTask
@@ -35,9 +35,6 @@ def command() -> None:
       daemonkit queue kick mail 10
       daemonkit queue pause mail 10m --reason "the relay is down"
     """
-
-
-json_option = click.option("--json", "json_wanted", is_flag=True, help="Print it for programs.")
 
 
 @command.command()
@@ -71,10 +68,7 @@ def put(broker: Broker, queue: str, body: str, json_wanted: bool, key: str | Non
     """
     data = sys.stdin.buffer.read() if body == "-" else os.fsencode(body)
     id = broker.put(queue, NewTask(data, key=key, **options))
-    if json_wanted:
-        as_json({"queue": queue, "id": id})
-    else:
-        click.echo(id)
+    answer(json_wanted, {"queue": queue, "id": id}, id)
 
 
 @command.command()
@@ -94,19 +88,24 @@ def peek(broker: Broker, queue: str | None, id: str | None, state: str, count: i
     if json_wanted:
         as_json([_as_dict(task) for task in found])
     elif found:
-        click.echo("\n\n".join(_as_text(task) for task in found))
+        _show("\n\n".join(_as_text(task) for task in found))
     else:
         click.echo(f"no {state} task in {queue}")
 
 
 @command.command()
 @click.argument("id")
+@json_option
 @on_broker
-def why(broker: Broker, id: str) -> None:
+def why(broker: Broker, id: str, json_wanted: bool) -> None:
     """Say why a task does not run."""
     from daemonkit.queue.explain import explain
 
-    click.echo("\n".join(explain(broker, _task(broker, id))))
+    lines = explain(broker, _task(broker, id))
+    if json_wanted:
+        as_json({"id": id, "why": lines})
+    else:
+        _show("\n".join(lines))
 
 
 @command.command()
@@ -114,89 +113,99 @@ def why(broker: Broker, id: str) -> None:
 @click.argument("count", type=COUNT, required=False)
 @click.option("--id", "ids", multiple=True, help="This task; may be given again.")
 @click.option("--all", "is_all", is_flag=True, help="All of QUEUE.")
+@json_option
 @on_broker
-def kick(broker: Broker, queue: str | None, count: int | None, ids: tuple[str, ...], is_all: bool) -> None:
+def kick(
+    broker: Broker, queue: str | None, count: int | None, ids: tuple[str, ...], is_all: bool, json_wanted: bool
+) -> None:
     """Make COUNT buried tasks of QUEUE ready, their failures forgotten; delayed ones, if none is buried."""
     if ids:
-        _each(ids, broker.kick_task, "kicked", "neither buried nor delayed")
+        _each(ids, broker.kick_task, "kicked", "neither buried nor delayed", json_wanted)
         return
     if queue is None or (count is None) == (not is_all):
         raise click.UsageError("QUEUE and a COUNT or --all are wanted, or --id.")
-    click.echo(f"kicked {broker.kick(queue, ALL if count is None else count)} task(s) of {queue}")
+    kicked = broker.kick(queue, ALL if count is None else count)
+    answer(json_wanted, {"queue": queue, "kicked": kicked}, f"kicked {kicked} task(s) of {queue}")
 
 
 @command.command()
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @click.option("--reason", type=Words(), default="by hand", show_default=True)
+@json_option
 @on_broker
-def bury(broker: Broker, ids: tuple[str, ...], reason: str) -> None:
+def bury(broker: Broker, ids: tuple[str, ...], reason: str, json_wanted: bool) -> None:
     """Put ready or delayed tasks aside."""
-    _each(ids, lambda id: broker.bury_task(id, reason), "buried", "neither ready nor delayed")
+    _each(ids, lambda id: broker.bury_task(id, reason), "buried", "neither ready nor delayed", json_wanted)
 
 
 @command.command()
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@json_option
 @on_broker
-def delete(broker: Broker, ids: tuple[str, ...]) -> None:
+def delete(broker: Broker, ids: tuple[str, ...], json_wanted: bool) -> None:
     """Delete tasks that are not reserved."""
-    _each(ids, broker.delete_task, "deleted", "reserved, or not there")
+    _each(ids, broker.delete_task, "deleted", "reserved, or not there", json_wanted)
 
 
 @command.command()
 @click.argument("queue")
 @click.argument("time", type=Duration())
 @click.option("--reason", type=Words(), help="Shown to whoever asks.")
+@json_option
 @on_broker
-def pause(broker: Broker, queue: str, time: float, reason: str | None) -> None:
+def pause(broker: Broker, queue: str, time: float, reason: str | None, json_wanted: bool) -> None:
     """Hand out no task of QUEUE for TIME, whoever is restarted meanwhile."""
-    broker.pause(queue, time, reason)
-    click.echo(f"{queue} is paused for {describe(time)}" if time else f"{queue} is not paused")
+    _pause(broker, queue, time, reason, json_wanted)
 
 
 @command.command()
 @click.argument("queue")
+@json_option
 @on_broker
-def resume(broker: Broker, queue: str) -> None:
+def resume(broker: Broker, queue: str, json_wanted: bool) -> None:
     """End the pause of QUEUE."""
-    broker.pause(queue, 0)
-    click.echo(f"{queue} is not paused")
+    _pause(broker, queue, 0, None, json_wanted)
 
 
 @command.command()
 @click.argument("queue")
 @click.option("--timeout", type=Duration(), metavar="TIME", help="Wait no longer than that; default: without end.")
 @click.option("--delayed", is_flag=True, help="Wait for delayed tasks, too.")
+@json_option
 @on_broker
-def drain(broker: Broker, queue: str, timeout: float | None, delayed: bool) -> None:
+def drain(broker: Broker, queue: str, timeout: float | None, delayed: bool, json_wanted: bool) -> None:
     """Wait until no task of QUEUE is ready or being done; exit with 1 if there still is one when the time is up."""
     from daemonkit.queue.drain import await_drained
 
     left = await_drained(broker, queue, timeout, delayed=delayed)
     if left:
         raise BrokerError(f"drain {queue}: {left} task(s) are left after {describe(timeout or 0)}")
-    click.echo(f"{queue} is drained")
+    answer(json_wanted, {"queue": queue, "left": 0}, f"{queue} is drained")
 
 
 @command.command()
 @click.argument("queue")
 @click.option("--state", "states", type=STATES, multiple=True, help="Only these; may be given again.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
 @on_broker
-def empty(broker: Broker, queue: str, states: tuple[str, ...], yes: bool) -> None:
+def empty(broker: Broker, queue: str, states: tuple[str, ...], yes: bool, json_wanted: bool) -> None:
     """Delete all tasks of QUEUE but those that are reserved."""
     if not yes:
-        click.confirm(f"delete {' and '.join(states) or 'all'} tasks of {queue} at {broker.url}?", abort=True)
+        click.confirm(f"delete {' and '.join(states) or 'all'} tasks of {queue} at {broker.url}?", abort=True, err=True)
     deleted = broker.empty(queue, [State(state) for state in states] or MOVABLE)
-    click.echo(f"deleted {deleted} task(s) of {queue}")
+    answer(json_wanted, {"queue": queue, "deleted": deleted}, f"deleted {deleted} task(s) of {queue}")
 
 
 @command.command()
 @click.argument("url", required=False)
+@json_option
 @click.pass_context
-def doctor(ctx: click.Context, url: str | None) -> None:
+def doctor(ctx: click.Context, url: str | None, json_wanted: bool) -> None:
     """Say what would be lost, and when, at the broker URL (default: the configured one)."""
     with opened(url or url_of(ctx, {}, None)) as broker:
-        click.echo("\n".join(broker.doctor()))
+        lines = broker.doctor()
+        answer(json_wanted, {"broker": broker.url, "lost": lines}, "\n".join(lines))
 
 
 command.add_command(moves.move)
@@ -210,12 +219,24 @@ def _task(broker: Broker, id: str) -> Task:
     return task
 
 
-def _each(ids: tuple[str, ...], act: Callable[[str], bool], done: str, why: str) -> None:
+def _show(text: str) -> None:
+    """Print lines, of which some are what others have written."""
+    click.echo("\n".join(map(printable, text.split("\n"))))
+
+
+def _each(ids: tuple[str, ...], act: Callable[[str], bool], done: str, why: str, json_wanted: bool) -> None:
     refused = [id for id in ids if not act(id)]
-    if len(refused) < len(ids):
-        click.echo(f"{done} {', '.join(id for id in ids if id not in refused)}")
+    taken = [id for id in ids if id not in refused]
+    if taken or json_wanted:
+        answer(json_wanted, {done: taken, "refused": refused}, f"{done} {', '.join(taken)}")
     if refused:
         raise NoSuchTask(f"not {done}: {', '.join(refused)}: {why}")
+
+
+def _pause(broker: Broker, queue: str, time: float, reason: str | None, json_wanted: bool) -> None:
+    broker.pause(queue, time, reason)
+    words = f"{queue} is paused for {describe(time)}" if time else f"{queue} is not paused"
+    answer(json_wanted, {"queue": queue, "paused": time or None}, words)
 
 
 def _stats_row(each: QueueStats) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from daemonkit.cli.common import (
     Place,
     Preset,
     as_json,
+    json_option,
     name_options,
     names_in,
     place_of,
@@ -19,7 +20,7 @@ from daemonkit.cli.common import (
 
 
 @click.command()
-@click.option("--json", "json_wanted", is_flag=True, help="Print it for programs.")
+@json_option
 @name_options
 @click.pass_context
 def command(

@@ -10,7 +10,7 @@ import click
 
 from daemonkit import loader
 from daemonkit.cli.check import load
-from daemonkit.cli.common import as_json, target_argument, target_of
+from daemonkit.cli.common import as_json, json_option, target_argument, target_of
 from daemonkit.core.duration import seconds
 from daemonkit.core.job import Job
 
@@ -22,7 +22,7 @@ from daemonkit.core.job import Job
 @click.option(
     "--limit", type=click.IntRange(min=1), default=1000, show_default=True, metavar="N", help="Show at most N runs."
 )
-@click.option("--json", "json_wanted", is_flag=True, help="Print it for programs.")
+@json_option
 @target_argument
 @click.pass_context
 def command(

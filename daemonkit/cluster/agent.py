@@ -24,8 +24,9 @@ from daemonkit.cluster.recipe import boot_time
 from daemonkit.cluster.tree import Credentials, State, Tree
 from daemonkit.cluster.watching import Value
 from daemonkit.errors import DaemonkitError
+from daemonkit.processes.stopflag import StopFlag
 from daemonkit.processes.wire import Closed, Wire
-from daemonkit.processes.worker import Restarts, StopFlag, Worker
+from daemonkit.processes.worker import Restarts, Worker
 
 log = logging.getLogger("daemonkit.cluster")
 
@@ -59,9 +60,8 @@ class Agent:
         self._told: tuple[Report, Credentials | None] = (Report(), None)
         self._outbox = _Outbox(wire)
         self._trouble = _Trouble()
+        self._leadership = _Leadership(settings.page)
         self._is_attached = False
-        self._granted = 0  # the token of a leadership that may go on
-        self._is_taking_over = False  # until it is known whether the leadership of another process goes on with us
         self._unique = ""  # in the names of the daemon's nodes
 
     def run(self) -> None:
@@ -157,9 +157,7 @@ class Agent:
         self._coordinator = made = connect(settings.coordinator, settings.daemon, credentials)
         self._candidacy = made.elect(settings.daemon, unique=self._unique) if settings.stands else None
         made.join(group=settings.daemon, wait=False, unique=self._unique)
-        self._is_taking_over = credentials is not None
-        if credentials is not None:
-            self._granted = settings.page.read().token
+        self._leadership.begin(may_go_on=credentials is not None)
         for number, path in enumerate(settings.watches):
             made.watch(path, self._teller(number))
 
@@ -168,15 +166,8 @@ class Agent:
 
     def _tell(self) -> None:
         """Let page and master know what has changed: first of all that we lead no more."""
-        coordinator, candidacy = self._coordinator, self._candidacy
-        tree = coordinator.tree if coordinator else None
-        leads = candidacy is not None and candidacy.is_held
-        if self._is_taking_over and tree is not None and candidacy is not None:
-            is_known = tree.state is State.CONNECTED and not candidacy.is_due
-            self._is_taking_over = not is_known and tree.state in (State.CONNECTING, State.CONNECTED)
-        has_lapsed = False
-        if tree is not None and not (self._is_taking_over and not leads):
-            has_lapsed = self._write_down(tree, candidacy.token if candidacy is not None and leads else 0)
+        tree = self._coordinator.tree if self._coordinator else None
+        has_lapsed = tree is not None and self._leadership.write_down(tree, self._candidacy)
         credentials = tree.credentials() if tree else None
         if credentials is not None and credentials[:2] != (self._told[1] or ("", ""))[:2]:
             self._wire.send(Word.SESSION, os.getpid(), pack_credentials(credentials), list(credentials.fds))
@@ -185,21 +176,6 @@ class Agent:
         if report != self._told[0] or has_lapsed:
             self._told = report, self._told[1]
             self._outbox.send(Word.REPORT, _NEWS, pack(report))
-
-    def _write_down(self, tree: Tree, token: int) -> bool:
-        """Write ``token`` on the page, 0: we do not lead; tell if we do, and the master may think not."""
-        page, before = self._settings.page, self._settings.page.read()
-        is_over = self._granted not in (0, token) and tree.state is not State.SUSPENDED
-        if token:
-            page.grant(token, tree.valid_until)
-        else:
-            # When the session is gone, or our place in it, another may lead, however long it was sure before.
-            page.revoke(boot_time() if is_over else None)
-        if is_over:
-            os.kill(os.getppid(), signal.SIGCHLD)  # as if a child had ended: the fork server looks whose limit has come
-        if is_over or token:
-            self._granted = token
-        return bool(token) and boot_time() >= before.until
 
     def _report(self) -> Report:
         tree = self._coordinator.tree if self._coordinator else None
@@ -240,14 +216,55 @@ class Agent:
     def _forget(self) -> None:
         """It is no use; another will be tried."""
         if self._coordinator is not None:
-            self._settings.page.revoke()
+            self._leadership.revoke()
             self._coordinator.close()
         self._coordinator = self._candidacy = None
 
     def _resign(self) -> None:
         if self._coordinator is not None:
-            self._settings.page.revoke()
+            self._leadership.revoke()
             self._coordinator.close()
+
+
+class _Leadership:
+    """Ours, as it is written on the page that the daemon's processes share."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._granted = 0  # the token of a leadership that may go on
+        self._is_taking_over = False  # until it is known whether the leadership of another process goes on with us
+
+    def begin(self, *, may_go_on: bool) -> None:
+        """There is a session, a new one or that of another process, whose leadership ``may_go_on`` with us."""
+        self._is_taking_over = may_go_on
+        if may_go_on:
+            self._granted = self._page.read().token
+
+    def write_down(self, tree: Tree, candidacy: Candidacy | None) -> bool:
+        """Write down whether we lead, and until when; tell if we do, and the master may think not."""
+        leads = candidacy is not None and candidacy.is_held
+        if self._is_taking_over and candidacy is not None:
+            is_known = tree.state is State.CONNECTED and not candidacy.is_due
+            self._is_taking_over = not is_known and tree.state in (State.CONNECTING, State.CONNECTED)
+        if self._is_taking_over and not leads:
+            return False
+        token = candidacy.token if candidacy is not None and leads else 0
+        before = self._page.read()
+        is_over = self._granted not in (0, token) and tree.state is not State.SUSPENDED
+        if token:
+            self._page.grant(token, tree.valid_until)
+        else:
+            # When the session is gone, or our place in it, another may lead, however long it was sure before.
+            self._page.revoke(boot_time() if is_over else None)
+        if is_over:
+            os.kill(os.getppid(), signal.SIGCHLD)  # as if a child had ended: the fork server looks whose limit has come
+        if is_over or token:
+            self._granted = token
+        return bool(token) and boot_time() >= before.until
+
+    def revoke(self) -> None:
+        """We lead no more."""
+        self._page.revoke()
 
 
 class _Outbox:

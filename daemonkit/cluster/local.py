@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import time
 from collections.abc import Iterator
-from typing import Final
 
-from daemonkit.cluster.files import OWN, Files
+from daemonkit.cluster.files import Files
 from daemonkit.cluster.tree import (
     Credentials,
     Node,
@@ -23,28 +21,10 @@ from daemonkit.cluster.tree import (
     check_data,
     check_path,
     check_version,
-    parent_of,
 )
+from daemonkit.cluster.watches import Watches
 from daemonkit.core.filesystem import file_system_of, is_network
-from daemonkit.core.inotify import (
-    IN_ATTRIB,
-    IN_CLOSE_WRITE,
-    IN_CREATE,
-    IN_DELETE,
-    IN_DELETE_SELF,
-    IN_MOVE_SELF,
-    IN_MOVED,
-    Watch,
-)
 from daemonkit.errors import CoordinatorError, CoordinatorLost
-
-_NODE: Final = IN_CREATE | IN_DELETE | IN_MOVED | IN_DELETE_SELF | IN_MOVE_SELF
-_DIRECTORY: Final = IN_DELETE_SELF | IN_MOVE_SELF
-_FILE: Final = IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF  # a file that is open tells of its unlinking by IN_ATTRIB
-_SESSION: Final = IN_CLOSE_WRITE | IN_DELETE_SELF
-_LAST_STEP: Final = 10.0  # seconds from the event of a close until the lock is released, at most
-_FIRST_LOOK: Final = 0.0005  # seconds between two looks at that, doubled
-_LAST_LOOK: Final = 0.02  # up to this
 
 
 class LocalTree(Tree):
@@ -61,12 +41,7 @@ class LocalTree(Tree):
         self._pid = os.getpid()
         self._state = State.LOST  # there is none yet
         self._due: list[OnChange] = []  # to be called by ``dispatch``, whatever it finds
-        self._inotify: Watch | None = None
-        self._mounts = -1  # tells of each that comes or goes: it may cover the directory
-        self._poll: select.epoll | None = None  # for both
-        # By what it is: "node", "children" or a session's name; each is to be called once.
-        self._watched: dict[int, dict[str, dict[OnChange, None]]] = {}
-        self._guards: set[int] = set()  # watches of what the session depends on
+        self._watches: Watches | None = None  # none before somebody waits
         self._begin(credentials)
 
     @property
@@ -104,9 +79,9 @@ class LocalTree(Tree):
         with self._locked(f"read {path} in"):
             node = self._files.read(path)
             if on_change:
-                self._arm(path, "node", on_change)
-                if node is not None and node.session:
-                    self._arm_session(node.session, on_change)
+                self._watching.wait_for(path, "node", on_change)
+                if node is not None and self._is_of_another(node):
+                    self._watching.wait_for_end(node.session, on_change)
             return node
 
     def children(self, path: str, on_change: OnChange | None = None) -> list[str] | None:
@@ -114,7 +89,7 @@ class LocalTree(Tree):
         with self._locked(f"read {path} in"):
             names = self._files.names(path)
             if on_change:
-                self._arm(path, "children", on_change)
+                self._watching.wait_for(path, "children", on_change)
             if names is None:
                 return None
             found = []
@@ -122,8 +97,8 @@ class LocalTree(Tree):
                 node = self._files.read(f"{path.rstrip('/')}/{name}")
                 if node is not None:
                     found.append(name)
-                    if on_change and node.session not in ("", self._session):
-                        self._arm_session(node.session, on_change)
+                    if on_change and self._is_of_another(node):
+                        self._watching.wait_for_end(node.session, on_change)
             return found
 
     def set(self, path: str, data: bytes, version: int | None = None) -> int | None:
@@ -140,42 +115,22 @@ class LocalTree(Tree):
             return self._files.remove(path, version)
 
     def fileno(self) -> int:
-        if self._poll is None:
-            watch, self._poll = self._watch, select.epoll()
-            self._poll.register(watch.fd, select.EPOLLIN)
-            with contextlib.suppress(OSError):  # without it, what was mounted is seen before the next thing is done
-                self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-                self._poll.register(self._mounts, select.EPOLLPRI)  # proc_pid_mountinfo(5)
-        return self._poll.fileno()
+        return self._watching.fileno()
 
     def dispatch(self) -> bool:
         if self._state is State.CLOSED:
             return False
-        events = self._watch.events()  # before anything can fail: who polls would be called again and again
+        events = self._watching.events()  # before anything can fail: who polls would be called again and again
         if self.state is State.LOST:
             self._begin()
-        calls, self._due = self._due, []
-        for event in events:
-            if event.are_lost:
-                calls += self._take_all()
-            waiting = self._watched.get(event.watch)
-            if waiting is None:
-                continue
-            if event.is_gone:
-                del self._watched[event.watch]
-            for kind in list(waiting):
-                if kind.isdecimal() and not event.is_gone:
-                    self._see_off(kind)
-                if event.is_gone or not event.name or (kind == "node") == (event.name == OWN):
-                    calls += waiting.pop(kind)
+        calls, self._due = self._due + self._watching.called_for(events), []
         for call in calls:
             call()
         return bool(calls)
 
     def forget(self, on_change: OnChange) -> None:
-        for kinds in self._watched.values():
-            for waiting in kinds.values():
-                waiting.pop(on_change, None)
+        if self._watches:
+            self._watches.forget(on_change)
 
     def credentials(self) -> Credentials | None:
         return Credentials(self._session, fds=[self._fd]) if self.state is State.CONNECTED else None
@@ -190,14 +145,8 @@ class LocalTree(Tree):
         if self._state is State.CONNECTED:
             self._end()
         self._state = State.CLOSED
-        if self._inotify:
-            self._inotify.close()
-        if self._poll:
-            self._poll.close()
-            self._poll = None
-        if self._mounts >= 0:
-            os.close(self._mounts)
-            self._mounts = -1
+        if self._watches:
+            self._watches.close()
 
     def forsake(self) -> None:
         self.leave()
@@ -222,8 +171,8 @@ class LocalTree(Tree):
             self._end()
             raise
         self._state = State.CONNECTED
-        if self._inotify:
-            self._guard(self._inotify)
+        if self._watches:
+            self._due += self._watches.guard(self._files, self._session)
             os.fchmod(self._fd, 0o600)  # an event: whoever polls comes by, and calls what is due
 
     def _end(self) -> None:
@@ -270,55 +219,12 @@ class LocalTree(Tree):
             raise error
 
     @property
-    def _watch(self) -> Watch:
-        if self._inotify is None:
-            try:
-                self._inotify = Watch()
-            except OSError as error:
-                raise CoordinatorError(
-                    f"watch {self._root}: {error.strerror}; raise fs.inotify.max_user_instances (sysctl)"
-                ) from None
-            self._guard(self._inotify)
-        return self._inotify
+    def _watching(self) -> Watches:
+        """Made when somebody waits first: a user has few inotify instances (fs.inotify.max_user_instances)."""
+        if self._watches is None:
+            self._watches = Watches(self._files, self._session)
+        return self._watches
 
-    def _guard(self, inotify: Watch) -> None:
-        """Watch what the session depends on, and nothing else."""
-        for watch in {*self._guards, *self._watched}:
-            inotify.remove(watch)
-        self._due += self._take_all()
-        self._guards.clear()
-        directories, files = self._files.places(self._session)
-        for path, mask in [*((path, _DIRECTORY) for path in directories), *((path, _FILE) for path in files)]:
-            with contextlib.suppress(OSError):  # gone, or not ours to read: it is looked for before anything is done
-                self._guards.add(inotify.add(path, mask))
-
-    def _take_all(self) -> list[OnChange]:
-        """What is to be called when anything may have changed."""
-        found = [call for kinds in self._watched.values() for waiting in kinds.values() for call in waiting]
-        self._watched.clear()
-        return found
-
-    def _arm(self, path: str, kind: str, on_change: OnChange) -> None:
-        """Wait for a change of ``path``, or of the nearest node above it that there is."""
-        while path != "/" and not os.path.isdir(self._files.directory(path)):
-            path, kind = parent_of(path), "children"
-        watch = self._watch.add(self._files.directory(path), _NODE)
-        self._watched.setdefault(watch, {}).setdefault(kind, {})[on_change] = None
-
-    def _arm_session(self, session: str, on_change: OnChange) -> None:
-        """Wait for its end."""
-        if session == self._session:  # guarded; ``on_state`` tells
-            return
-        with contextlib.suppress(FileNotFoundError):
-            watch = self._watch.add(self._files.session_file(session), _SESSION)
-            self._watched.setdefault(watch, {}).setdefault(session, {})[on_change] = None
-
-    def _see_off(self, session: str) -> None:
-        """Its last descriptor is being closed: that is told before the lock is released (fs/file_table.c, __fput).
-
-        Usually a moment before; on a busy machine whoever dies may have to wait for the processor in between.
-        """
-        until, pause = time.monotonic() + _LAST_STEP, _FIRST_LOOK
-        while self._files.is_alive(session) and time.monotonic() < until:
-            time.sleep(pause)
-            pause = min(pause * 2, _LAST_LOOK)
+    def _is_of_another(self, node: Node) -> bool:
+        """Whether its session is another's: our own is guarded, and ``on_state`` tells."""
+        return node.session not in ("", self._session)

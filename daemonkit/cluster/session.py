@@ -19,7 +19,6 @@ from typing import Final
 from daemonkit.cluster.recipe import boot_time
 from daemonkit.cluster.tree import State
 
-PROOFS: Final = 4  # within a time-out, while something stands or falls with the session
 SURE: Final = 0.6  # of the time-out: for so long after a proof it is counted on
 _KNOWN: Final = 0.85  # of the time-out: for so long after the leader has known of us; the servers wait for all of it
 _SPREADING: Final = 0.2  # of the time-out, a half tick and more: until the leader knows what a follower does
@@ -39,10 +38,6 @@ class Session:
         self._heard: deque[float] = deque()  # a server has heard of us then; the leader learns of it
         self._guard = threading.RLock()
         self._usable = threading.Event()  # connected, or refused
-        self._closed = threading.Event()
-        self._has_begun = False
-        self._stakes: set[int] = set()
-        self._at_stake = threading.Event()
 
     @property
     def valid_until(self) -> float:
@@ -99,34 +94,13 @@ class Session:
             self._until = max(self._until, min(sent + self.timeout * SURE, self._known + self.timeout * _KNOWN))
             return had_lapsed and now < self._until
 
-    def add_stake(self, stake: object) -> bool:
-        """Something stands or falls with the session; tell whether it is the first thing ever."""
-        is_first, self._has_begun = not self._has_begun, True
-        self._stakes.add(id(stake))
-        self._at_stake.set()
-        return is_first
-
-    def remove_stake(self, stake: object) -> None:
-        """It does no more."""
-        self._stakes.discard(id(stake))
-        if not self._stakes and self.state is not State.CLOSED:
-            self._at_stake.clear()
-
     def wait(self, timeout: float) -> bool:
         """Wait for a connection, or a refusal; tell whether one came in that time."""
         return self._usable.wait(timeout)
 
-    def is_at_stake(self, pause: float) -> bool:
-        """Wait for ``pause`` seconds, and until something stands or falls with the session; False: it is closed."""
-        self._closed.wait(pause)
-        self._at_stake.wait()
-        return not self._closed.is_set()
-
     def close(self) -> None:
         """Nothing is to come any more."""
         self.state = State.CLOSED
-        self._closed.set()
-        self._at_stake.set()
 
 
 class Ping(threading.Event):

@@ -14,14 +14,15 @@ import logging
 import os
 import socket
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
 from daemonkit.cluster.address import Address
+from daemonkit.cluster.keepalive import KeepAlive
 from daemonkit.cluster.listener import Listener
+from daemonkit.cluster.mailbox import Mailbox
 from daemonkit.cluster.recipe import boot_time
-from daemonkit.cluster.session import PROOFS, Ping, Session
+from daemonkit.cluster.session import Ping, Session
 from daemonkit.cluster.tree import (
     Credentials,
     Node,
@@ -49,7 +50,6 @@ except ModuleNotFoundError:
 # A write that changes nothing: the majority agrees that there is no such node (ZooKeeper's error transaction).
 _NOTHING: Final = "/daemonkit-8b0dd2f5e1c94a0c"
 _SPARE: Final = 1 / 3  # of the time-out: for so long a proof is to be good when it is asked for
-_SHORTEST: Final = 0.05  # seconds between them
 _LONGEST_PAUSE: Final = 5.0  # seconds between two tries to reach a server
 _ACLS: Final = {
     "open": security.OPEN_ACL_UNSAFE,
@@ -86,9 +86,8 @@ class ZookeeperTree(Tree):
         self._is_rooted = not address.chroot
         self._pid = os.getpid()
         self._status = Session(address.session_timeout)
-        self._events: deque[OnChange] = deque()
-        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._guard = threading.Lock()
+        self._keep_alive = KeepAlive(self._status, self._prove)
+        self._mailbox = Mailbox()
         self._waiting: dict[_Place, dict[OnChange, None]] = {}  # each is to be called once
         self._watchers: dict[_Place, Callable[[Any], None]] = {}
         self._client = _client(address, credentials, self._hear_of_trouble)
@@ -109,14 +108,13 @@ class ZookeeperTree(Tree):
         return self._status.valid_until
 
     def keep_valid(self, stake: object) -> None:
-        if self._status.add_stake(stake):
-            threading.Thread(target=self._beat, name="session", daemon=True).start()
+        self._keep_alive.add(stake)
         if boot_time() + self._status.timeout * _SPARE > self._status.valid_until:
             with contextlib.suppress(exceptions.NoNodeError):
                 self._do("prove the session", lambda client: client.set_async(_NOTHING, b""), proves=True)
 
     def let_lapse(self, stake: object) -> None:
-        self._status.remove_stake(stake)
+        self._keep_alive.remove(stake)
 
     def create(self, path: str, data: bytes = b"", *, ephemeral: bool = False, sequential: bool = False) -> Node | None:
         check_path(f"{path}0" if sequential else path)
@@ -183,18 +181,12 @@ class ZookeeperTree(Tree):
         return True
 
     def fileno(self) -> int:
-        return self._wakeup
+        return self._mailbox.fileno()
 
     def dispatch(self) -> bool:
         if self._status.state is State.CLOSED:
             return False
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wakeup)
-        count = 0
-        while self._events:
-            self._events.popleft()()
-            count += 1
-        return count > 0
+        return self._mailbox.dispatch()
 
     def forget(self, on_change: OnChange) -> None:
         for waiting in self._waiting.values():
@@ -207,8 +199,7 @@ class ZookeeperTree(Tree):
     def leave(self) -> None:
         if self._status.state is State.CLOSED:
             return
-        self._status.close()
-        self._client.remove_listener(self._listen)
+        self._be_closed()
         # The library ends a connection by ending the session.  Stopped first, it does not connect again.
         self._client._stopped.set()
         if (sock := self._client._connection._socket) is not None:
@@ -223,14 +214,19 @@ class ZookeeperTree(Tree):
         if self._status.state is State.CLOSED:
             return
         was_connected = self._status.state is State.CONNECTED
-        self._status.close()
-        self._client.remove_listener(self._listen)
+        self._be_closed()
         if self._pid != os.getpid():
             return  # the threads are not here, and the connection is not ours
         if was_connected:
             self._end()
         else:  # nobody can be told; its threads end when they come to see that they are to
             self._end_later()
+
+    def _be_closed(self) -> None:
+        """Take in nothing any more, and send nothing by ourselves."""
+        self._status.close()
+        self._keep_alive.close()
+        self._client.remove_listener(self._listen)
 
     def _end_later(self) -> None:
         threading.Thread(target=self._end, name="end of the session", daemon=True).start()
@@ -242,9 +238,7 @@ class ZookeeperTree(Tree):
             else:
                 self._client.stop()
             self._client.close()
-        with self._guard:
-            os.close(self._wakeup)
-            self._wakeup = -1
+        self._mailbox.close()
 
     def _do(self, doing: str, call: Callable[[Any], Any], *, proves: bool = False) -> Any:
         """Have ``call`` done and wait for the reply, which ``proves`` that the session lives."""
@@ -288,19 +282,12 @@ class ZookeeperTree(Tree):
         if on_change is None:
             return None
         self._waiting.setdefault(place, {})[on_change] = None
-        return self._watchers.setdefault(place, lambda event: self._post(lambda: self._change(place)))
+        return self._watchers.setdefault(place, lambda event: self._mailbox.post(lambda: self._change(place)))
 
     def _change(self, place: _Place) -> None:
         self._watchers.pop(place, None)
         for call in self._waiting.pop(place, ()):
             call()
-
-    def _post(self, call: OnChange) -> None:
-        """From any thread: let ``dispatch`` call it."""
-        self._events.append(call)
-        with self._guard:
-            if self._wakeup >= 0:  # else its number may be somebody else's by now
-                os.eventfd_write(self._wakeup, 1)
 
     def _tell_state(self) -> None:
         if self.on_state:
@@ -316,24 +303,22 @@ class ZookeeperTree(Tree):
             self._status.refuse()
         else:
             self._status.lose(is_gone=kazoo_state == KazooState.LOST)
-        self._post(self._tell_state)
+        self._mailbox.post(self._tell_state)
 
     def _hear_of_trouble(self, words: str) -> None:
         if self._status.state is not State.CONNECTED:
             self.error = f"reach {self.url}: {words}; are the servers running, and is the address right?"
 
-    def _beat(self) -> None:
-        """Prove again and again that the session lives; a thread."""
-        while self._status.is_at_stake(max(self._status.timeout / PROOFS, _SHORTEST)):
-            if self._status.state is State.CONNECTED:
-                session, sent = self._status.session, boot_time()
+    def _prove(self) -> None:
+        """Called by a thread: have the reply to a write prove that the session lives."""
+        session, sent = self._status.session, boot_time()
 
-                def replied(result: Any, session: str = session, sent: float = sent) -> None:
-                    is_answered = result.successful() or isinstance(result.exception, exceptions.NoNodeError)
-                    if is_answered and self._status.prove(session, sent):
-                        self._post(self._tell_state)
+        def replied(result: Any) -> None:
+            is_answered = result.successful() or isinstance(result.exception, exceptions.NoNodeError)
+            if is_answered and self._status.prove(session, sent):
+                self._mailbox.post(self._tell_state)
 
-                self._client.set_async(_NOTHING, b"").rawlink(replied)
+        self._client.set_async(_NOTHING, b"").rawlink(replied)
 
     def _check_chroot(self) -> None:
         """Say that there is no tree, if that is why there is no node."""

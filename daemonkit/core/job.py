@@ -8,20 +8,22 @@ from typing import Any, NamedTuple
 from daemonkit.core.schedule import Schedule
 
 
-class Policy(NamedTuple):
-    """How a job meets lateness.  Times in nanoseconds."""
-
-    jitter: int = 0
-    coalesce: bool = True
-    misfire_grace_time: int | None = None
-    overlap: str = "skip"
-
-
 class Forking(NamedTuple):
     """What is asked of a job that runs in a process of its own."""
 
     timeout: float | None = None  # seconds
     max_instances: int = 1
+
+
+class Policy(NamedTuple):
+    """How a job meets lateness, and where it runs.  Times in nanoseconds."""
+
+    jitter: int = 0
+    coalesce: bool = True
+    misfire_grace_time: int | None = None
+    overlap: str = "skip"
+    leader: bool = False  # only while the daemon leads
+    forking: Forking | None = None  # None: in the daemon's own thread
 
 
 class Record:
@@ -60,11 +62,9 @@ class Job:
     """One function on one schedule."""
 
     __slots__ = (
-        "forking",
         "func",
         "gate",
         "launch",
-        "leader",
         "name",
         "paused",
         "planned",
@@ -88,7 +88,5 @@ class Job:
         self.planned: int | None = None  # the due time on the grid, without jitter; None: never again
         self.paused = False
         self.ticket = 0  # the one heap entry of this job that counts
-        self.forking: Forking | None = None  # None: it runs in the daemon's own thread
-        self.leader = False  # it runs only while the daemon leads
         self.gate: Callable[[], bool] | None = None  # whether it may run at all now
         self.launch: Callable[[Job, int], bool] | None = None  # starts it elsewhere, and keeps its record

@@ -231,12 +231,12 @@ class Cron:
         return None if upcoming is None else now + (upcoming - wall)
 
 
-def jittered(due: int, jitter_ns: int, random: Callable[[], float]) -> int:
+def jittered(due: int, jitter_ns: int, chance: Callable[[], float]) -> int:
     """``due`` delayed by up to ``jitter_ns``; the grid itself goes on from ``due``.
 
-    ``random`` gives a number in [0, 1), as `random.random` does.
+    ``chance`` gives a number in [0, 1).
     """
-    return due + int(random() * jitter_ns)
+    return due + int(chance() * jitter_ns)
 
 
 def _checked(expression: str, call: str) -> str:

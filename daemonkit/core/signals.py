@@ -22,6 +22,7 @@ from daemonkit.core.stop import Stop
 
 TERMINATION: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 RESERVED: Final = frozenset({signal.SIGALRM, signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP})
+WAKING: Final = frozenset({signal.SIGALRM, signal.SIGCHLD, signal.SIGIO})  # the master's: they only end its sleep
 
 
 class Signals:

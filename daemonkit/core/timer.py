@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 
 from daemonkit.core import timerfd
 from daemonkit.core.board import Board
+from daemonkit.core.chance import chance
 from daemonkit.core.job import Job, Policy
 from daemonkit.core.schedule import After, Cron, jittered
 from daemonkit.core.signals import Signals
@@ -233,9 +234,7 @@ class Timer:
     def _entry(self, job: Job, due: int) -> tuple[int, int, Job]:
         job.ticket = ticket = next(self._tickets)
         if job.policy.jitter:
-            import random
-
-            due = jittered(due, job.policy.jitter, random.random)
+            due = jittered(due, job.policy.jitter, chance)
         return due, ticket, job
 
     def _failed(self, job: Job, error: str) -> bool:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from daemonkit.errors import ForkServerLost
-from daemonkit.master.server import Request, Server
+from daemonkit.master.entrance import Request
+from daemonkit.master.server import Server
+from daemonkit.master.status import describe_child
 from daemonkit.processes.children import Child
 from daemonkit.processes.receipt import Receipt
 
@@ -73,14 +75,12 @@ class Backgrounds:
     def describe(self) -> list[dict[str, Any]]:
         """One object a program, for ``status``."""
         return [
-            {
-                "name": f"background {each.name}",
-                "pid": each.child.pid if each.child else None,
-                "state": "ending" if self._is_stopping else "running",
-                "since": each.since,
-                "restarts": 0,
-                "last": None,
-            }
+            describe_child(
+                f"background {each.name}",
+                each.child.pid if each.child else None,
+                "ending" if self._is_stopping else "running",
+                each.since,
+            )
             for each in self._running
         ]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from typing import Final
 
+from daemonkit.core.chance import about
 from daemonkit.processes.worker import Restarts
 
 _MOST_DOUBLINGS: Final = 60  # beyond, a float has no room
@@ -38,4 +38,4 @@ class Backoff:
         if self._in_a_row == 1:
             return 0.0
         doubled = policy.backoff * 2.0 ** min(self._in_a_row - 2, _MOST_DOUBLINGS)
-        return min(doubled, policy.longest) * random.uniform(0.8, 1.2)
+        return about(min(doubled, policy.longest), 0.2)

@@ -16,11 +16,13 @@ from daemonkit.errors import ForkServerLost, StartError
 from daemonkit.master import server as forks
 from daemonkit.master.backgrounds import Backgrounds
 from daemonkit.master.backoff import Backoff
+from daemonkit.master.entrance import guard_for
 from daemonkit.master.forked import ForkedJobs
 from daemonkit.master.parts import Parts
 from daemonkit.master.place import Place
 from daemonkit.master.roll import Roll
 from daemonkit.master.server import Server
+from daemonkit.master.status import describe_child
 from daemonkit.master.workers import Workers
 from daemonkit.processes.children import Child
 from daemonkit.processes.receipt import Receipt
@@ -63,7 +65,7 @@ class Crew:
             StartError: there is no room for another process.
         """
         parts = self._parts
-        guard = forks.guard_for(parts.configuration.options.fork_guard, parts.handover.listen_fds)
+        guard = guard_for(parts.configuration.options.fork_guard, parts.handover.listen_fds)
         flush_streams()
         try:
             made = forks.fork(parts.loop, self._script, parts.sink, guard, close, self._lost)
@@ -241,7 +243,7 @@ class Crew:
     def _describe_server(self, server: Server) -> dict[str, Any]:
         state = "retiring" if server is not self.workers.server else "running"
         state = state if server.is_loaded else "loading"
-        return {"name": "fork server", "pid": server.pid, "state": state, "since": None, "restarts": 0, "last": None}
+        return describe_child("fork server", server.pid, state, None)
 
     def _current(self) -> Server:
         if self.workers.server is None:

@@ -11,7 +11,9 @@ from typing import Any, Final
 from daemonkit.core.job import Forking, Job
 from daemonkit.core.timer import Timer
 from daemonkit.errors import ForkServerLost
-from daemonkit.master.server import Request, Server
+from daemonkit.master.entrance import Request
+from daemonkit.master.server import Server
+from daemonkit.master.status import describe_child
 from daemonkit.processes.children import Child
 from daemonkit.processes.receipt import Receipt
 from daemonkit.processes.worker import Note
@@ -59,7 +61,7 @@ class ForkedJobs:
         if self._last_call:
             self._timer.pause(self._last_call)
         for job in jobs.values():
-            if job.forking:
+            if job.policy.forking:
                 job.launch = self.launch
                 self._running.setdefault(job.name, [])
 
@@ -98,20 +100,18 @@ class ForkedJobs:
     def describe(self) -> list[dict[str, Any]]:
         """One object a run, for ``status``."""
         return [
-            {
-                "name": f"job {run.job.name}",
-                "pid": run.child.pid if run.child else None,
-                "state": "ending" if run.why else "running",
-                "since": run.since,
-                "restarts": 0,
-                "last": None,
-            }
+            describe_child(
+                f"job {run.job.name}",
+                run.child.pid if run.child else None,
+                "ending" if run.why else "running",
+                run.since,
+            )
             for running in self._running.values()
             for run in running
         ]
 
     def _is_full(self, job: Job) -> bool:
-        return len(self._running[job.name]) >= (job.forking or Forking()).max_instances
+        return len(self._running[job.name]) >= (job.policy.forking or Forking()).max_instances
 
     def _queue(self, job: Job, waiting: list[OnDone]) -> None:
         """Let there be one more run as soon as one of those under way has ended."""
@@ -122,10 +122,10 @@ class ForkedJobs:
     def _start(self, job: Job, wall: int, waiting: list[OnDone]) -> None:
         if self._is_stopping:
             return
-        record, forking = job.record, job.forking or Forking()
+        record, forking = job.record, job.policy.forking or Forking()
         record.runs += 1
         record.last_started = wall
-        token = self.get_token() if job.leader else 0
+        token = self.get_token() if job.policy.leader else 0
         request: Request = {"kind": "job", "name": job.name, "index": 0, "token": token}
         try:
             run = _Run(job, self._get_server(), waiting)

@@ -343,7 +343,7 @@ def _check(handover: Handover) -> int:
 def _serve_forks(handover: Handover) -> NoReturn:
     """Be a fork server that has loaded the script; if it cannot be loaded, tell the master why."""
     from daemonkit.core import prctl
-    from daemonkit.master import server
+    from daemonkit.master import entrance
     from daemonkit.processes.forkserver import MASTERS
     from daemonkit.processes.worker import Note
 
@@ -351,7 +351,7 @@ def _serve_forks(handover: Handover) -> NoReturn:
     # Threads that the import starts inherit this: else they would take the signals that the server waits for.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD, *MASTERS))
     take_title(f"{handover.name}: fork server")
-    notes = server.take_notes(handover)
+    notes = entrance.take_notes(handover)
     default.listen_fds = handover.listen_fds
     try:
         configuration = _configuration(handover, handover.script_options)
@@ -365,11 +365,11 @@ def _serve_forks(handover: Handover) -> NoReturn:
         add_consumer(script, handover.name, configuration.options, sink)
         if add_agent(script, handover.name, configuration, handover.page_fd) is not None:
             preload(configuration.options.coordinator)
-        guard = server.guard_for(configuration.options.fork_guard, handover.listen_fds)
+        guard = entrance.guard_for(configuration.options.fork_guard, handover.listen_fds)
         guard.check()
         guard.in_child()
     except Exception as error:  # noqa: BLE001 - whatever it is, the master is told
-        notes.send(Note.FAILED, 0, str(error).encode()[: server.FAILURE])
+        notes.send(Note.FAILED, 0, str(error).encode()[: entrance.FAILURE])
         leave(1)
     default.loading = None
-    server.serve(handover, script, sink, notes)
+    entrance.serve(handover, script, sink, notes)

@@ -163,7 +163,7 @@ class Leading:
         for hook in master.script.handlers.get("leader", ()):
             master.call("leader hook", hook)
         if master.crew and self.is_leading():
-            master.crew.workers.begin_leaders()
+            master.crew.workers.leaders.begin()
 
     def _watch_limit(self) -> None:
         """See to it that we do not lead longer than is sure, whoever is alive to tell us."""
@@ -207,7 +207,7 @@ class Leading:
                 self.follow("the coordinator is another one now")
                 self._close_session()
                 if self._master.crew:  # not before what runs for the leadership has ended may another lead there
-                    self._master.crew.workers.when_parted(lambda: self._resign(holder))
+                    self._master.crew.workers.leaders.when_parted(lambda: self._resign(holder))
         self._attach_next()
 
     def _resign(self, holder: _Line) -> None:
@@ -337,6 +337,6 @@ def begin(master: Master, page: Page) -> Leading:
     crew.workers.openers[NAME] = leading.open
     crew.workers.get_token = crew.jobs.get_token = lambda: leading.token
     for job in master.script.jobs.values():
-        if job.leader:
+        if job.policy.leader:
             job.gate = leading.is_leading
     return leading

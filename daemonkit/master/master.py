@@ -10,17 +10,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from daemonkit import config, report
+from daemonkit import config
 from daemonkit.api import Daemon
 from daemonkit.config.options import OPTIONS, stop_schedule_as_text
 from daemonkit.core import timerfd
 from daemonkit.core.job import Job, Policy
 from daemonkit.core.schedule import Cron, Every
-from daemonkit.core.signals import TERMINATION
+from daemonkit.core.signals import TERMINATION, WAKING
 from daemonkit.core.stop import StopNow
 from daemonkit.errors import DaemonkitError, told
 from daemonkit.master.parts import Parts
+from daemonkit.master.status import describe
 from daemonkit.master.upgrade import Upgrade
+from daemonkit.report import as_text
 from daemonkit.script import Script
 
 if TYPE_CHECKING:
@@ -45,7 +47,6 @@ DEFAULT_SIGNALS: Final = (
     signal.SIGCHLD,
     signal.SIGIO,  # a script's own main loop is served by it, and it may outlive a re-exec on inherited descriptors
 )
-WAKING: Final = frozenset({signal.SIGALRM, signal.SIGCHLD, signal.SIGIO})
 
 
 class Master:
@@ -196,7 +197,7 @@ class Master:
 
     def write_report(self) -> None:
         """Write the status into the log."""
-        log.info("status\n%s", report.as_text(report.describe(self), self.configuration.options.name or ""))
+        log.info("status\n%s", as_text(describe(self), self.configuration.options.name or ""))
 
     def call(self, what: str, function: Callable[[], Any]) -> str | None:
         """Call the script's ``function``; log what it raises, and return that as text."""

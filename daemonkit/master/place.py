@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from daemonkit.core.job import Job
 from daemonkit.errors import ForkServerLost
 from daemonkit.master.backoff import Backoff
-from daemonkit.master.server import Request, Server
+from daemonkit.master.entrance import Request
+from daemonkit.master.server import Server
+from daemonkit.master.status import describe_child
 from daemonkit.processes.children import Child
 from daemonkit.processes.receipt import Receipt
 from daemonkit.processes.worker import SHARE, Note, Worker
@@ -172,15 +174,15 @@ class Place:
     def describe(self) -> dict[str, Any]:
         """For ``status``."""
         life = self.life
-        return {
-            "name": self.worker.title(self.index),
-            "pid": life.child.pid if life and life.child else None,
-            "state": self.state.value,
-            "since": life.since if life else None,
-            "restarts": self.restarts,
-            "last": str(self.last) if self.last else None,
-            "doing": life.doing if life else None,
-        }
+        return describe_child(
+            self.worker.title(self.index),
+            life.child.pid if life and life.child else None,
+            self.state.value,
+            life.since if life else None,
+            self.restarts,
+            str(self.last) if self.last else None,
+            life.doing if life else None,
+        )
 
     def _started(self, child: Child) -> None:
         if self.life is None:

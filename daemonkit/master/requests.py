@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from daemonkit import report
 from daemonkit.control import Client
 from daemonkit.core.asking import Message
 from daemonkit.core.job import Job
 from daemonkit.errors import told
+from daemonkit.master.status import describe, describe_jobs
 
 if TYPE_CHECKING:
     from daemonkit.master.master import Master
@@ -43,13 +43,13 @@ def _status(master: Master, message: Message, client: Client) -> Answer:
     intact = master.parts.pidfile.is_intact() or master.parts.pidfile.restore()
     note = None if intact else "its PID file was replaced by another that somebody else holds"
     if master.leading is None:
-        return {"ok": True, **report.describe(master), "note": note}
-    master.leading.ask(lambda _: client.answer({"ok": True, **report.describe(master), "note": note}))
+        return {"ok": True, **describe(master), "note": note}
+    master.leading.ask(lambda _: client.answer({"ok": True, **describe(master), "note": note}))
     return None
 
 
 def _jobs(master: Master, message: Message, client: Client) -> Answer:
-    return {"ok": True, "jobs": report.describe_jobs(master.script.jobs.values())}
+    return {"ok": True, "jobs": describe_jobs(master.script.jobs.values())}
 
 
 def _trigger(master: Master, message: Message, client: Client) -> Answer:

@@ -32,13 +32,13 @@ class Roll:
 
     def _loaded(self, error: str | None) -> None:
         self._workers.timer.pause(self._bound)
-        if error is None and (missing := {place.worker.name for place in self._workers} - self.fresh.workers.keys()):
+        if error is not None:
+            self.end(f"the new code cannot be loaded\n{error}")
+        elif missing := {place.worker.name for place in self._workers} - self.fresh.workers.keys():
             names = ", ".join(map(repr, sorted(missing)))
-            error = f"the new code has no worker named {names}; reexec the daemon"
-        if error is None:
-            self._next()
+            self.end(f"the new code has no worker named {names}; reexec the daemon")
         else:
-            self.end(error)
+            self._next()
 
     def _next(self) -> None:
         if self._on_over is None:

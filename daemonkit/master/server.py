@@ -1,4 +1,4 @@
-"""The daemon's fork server: how the master gets one, and what its children do.
+"""The daemon's fork server, as the master has it.
 
 The first is forked off the master right after the script was imported, when nothing of the user's has run yet.  A
 later one, for new code or in place of one that was killed, is a fresh image that imports the script itself.
@@ -7,30 +7,26 @@ later one, for new code or in place of one that was killed, is a fresh image tha
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import os
-import pickle
 import signal
-import socket
-import sys
+import struct
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from daemonkit.core import tree
 from daemonkit.core.logs import Sink
 from daemonkit.core.loop import READ, WRITE, Loop
-from daemonkit.core.title import take_title
-from daemonkit.errors import ForkServerLost, ScriptError, told
+from daemonkit.errors import ForkServerLost
 from daemonkit.master.clustering import limit
-from daemonkit.processes import child, interpreter
-from daemonkit.processes.children import Child, Children, OnEnd, OnStart, fork_server, serve_wire
-from daemonkit.processes.forkserver import MASTERS
-from daemonkit.processes.guard import UNNAMED, Guard, connections
-from daemonkit.processes.wire import Closed, DescriptorsLost, Message, Wire, pair
-from daemonkit.processes.worker import Note, StopFlag, Worker
+from daemonkit.master.entrance import Entrance, Request
+from daemonkit.processes import child
+from daemonkit.processes.children import Child, Children, OnEnd, OnStart, fork_server
+from daemonkit.processes.guard import Guard
+from daemonkit.processes.wire import Closed, DescriptorsLost, Wire, pair
+from daemonkit.processes.worker import Note, Worker
 
 if TYPE_CHECKING:
     from daemonkit.handover import Handover
@@ -38,28 +34,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("daemonkit")
 
-FAILURE: Final = 20_000  # characters of a failure that are told
+_NOTES: Final = frozenset(Note)
 _END_TIME: Final = 5.0  # seconds that a server has to end what is left under it, and itself
-_IGNORED: Final = (signal.SIGPIPE, signal.SIGXFSZ)  # by every Python; no other program expects that
 
 OnNote = Callable[[Note, bytes], None]
 OnLost = Callable[["Server"], None]
 OnLoad = Callable[[str | None], None]
-
-
-class Request(TypedDict):
-    """What a child is to be."""
-
-    kind: str  # "worker", "job" or "background"
-    name: str
-    index: int  # of a worker; else 0
-    token: int  # of the leadership that it is started for; 0: of none
-
-
-def title(daemon: str, request: Request) -> str:
-    """The child's title in ps."""
-    number = f"-{request['index']}" if request["kind"] == "worker" else ""
-    return f"{daemon}: {request['kind']} {request['name']}{number}"
 
 
 class Notes:
@@ -77,14 +57,13 @@ class Notes:
         while self._wire.fileno() >= 0:
             try:
                 message = self._wire.receive()
-            except DescriptorsLost:
-                continue  # of a failure in more words than there are descriptors for
+            except (DescriptorsLost, struct.error):
+                continue  # a failure in more words than there are descriptors for; or what is no note
             except Closed:
-                self.close()
-                return
+                return  # the other wire tells, too; or an empty message
             if message is None:
                 return
-            if listener := self.listeners.get(message.id):
+            if message.kind in _NOTES and (listener := self.listeners.get(message.id)):
                 _go_on(listener, Note(message.kind), bytes(message.payload))
 
     def close(self) -> None:
@@ -146,8 +125,12 @@ class Server:
         """Call ``told`` when the server has read the script, with None, or could not, with the reason."""
 
         def noted(note: Note, payload: bytes) -> None:
+            if self.is_loaded:
+                return  # a child has written what is no note
             self.is_loaded = note == Note.LOADED
             if self.is_loaded:
+                import pickle
+
                 self.workers = pickle.loads(payload)
             told(None if self.is_loaded else payload.decode(errors="replace"))
 
@@ -221,12 +204,6 @@ def _go_on(callback: Callable[..., None], *arguments: Any) -> None:
         log.exception("daemonkit itself failed; the daemon goes on")
 
 
-def guard_for(policy: str, listen_fds: Iterable[int]) -> Guard:
-    """Children share what systemd has handed over, and pairs of sockets; for the rest see ``Guard``."""
-    pairs = [connection.fd for connection in connections() if connection.peer == UNNAMED]
-    return Guard(policy, keep=[*pairs, *listen_fds])
-
-
 def fork(
     loop: Loop, script: Script, sink: Sink, guard: Guard, close: Callable[[], None], on_lost: Callable[[Server], None]
 ) -> Server:
@@ -288,108 +265,6 @@ def execute(loop: Loop, handover: Handover, on_lost: OnLost) -> Server:
         each.setblocking(False)
     process.returncode = 0  # it is ours to reap, by pidfd
     return Server(loop, process.pid, Wire(ours), Wire(notes), on_lost, is_loaded=False)
-
-
-def take_notes(handover: Handover) -> Wire:
-    """In a fresh image that is to be a fork server: where it tells how it fares."""
-    for fd in handover.server_fds:
-        os.set_inheritable(fd, False)
-    return Wire(socket.socket(fileno=handover.server_fds[1]))
-
-
-def serve(handover: Handover, script: Script, sink: Sink, notes: Wire) -> NoReturn:
-    """Be the fork server in a fresh image that has loaded the script, and been guarded."""
-    entrance = Entrance(script, sink, notes)
-    if handover.detached:
-        sink.take_over_streams()
-    entrance.settle()
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the master is gone: the next line ends us
-        notes.send(Note.LOADED, 0, pickle.dumps({name: w._replace(func=None) for name, w in script.workers.items()}))
-    serve_wire(Wire(socket.socket(fileno=handover.server_fds[0])), entrance.enter, limit=limit)
-
-
-class Entrance:
-    """What a child does first."""
-
-    def __init__(self, script: Script, sink: Sink, notes: Wire) -> None:
-        """Children send their notes into ``notes``."""
-        self._script = script
-        self._sink = sink
-        self._notes = notes
-        self._name = sink.name
-
-    def settle(self) -> None:
-        """In the server: take on its title; its words, and its children's, go to the log alone."""
-        take_title(f"{self._name}: fork server")
-        self._sink.become(f"{self._name}: fork server")
-
-    def enter(self, message: Message) -> NoReturn:
-        """Be the child that ``message`` asks for."""
-        request: Request = json.loads(bytes(message.payload))
-        worker = self._script.workers.get(request["name"]) if request["kind"] == "worker" else None
-        name = f"{self._name}: {worker.title(request['index'])}" if worker else title(self._name, request)
-        take_title(name)
-        self._sink.become(name)
-        for number in set(MASTERS) - {signal.SIGTERM}:
-            signal.signal(number, _leave_to_the_master)
-        if request["kind"] == "background":
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the program can act on it
-            child.run(lambda: interpreter.become("daemonkit.processes.detached", message.fds), name, adopts=False)
-        if request["token"]:
-            from daemonkit.cluster import leadership
-
-            leadership.begin(request["token"])
-        be = self._job if request["kind"] == "job" else functools.partial(self._work, message.fds)
-        child.run(lambda: self._tell_failure(message.id, be, request), name, adopts=request["kind"] == "job")
-
-    def _tell_failure(self, number: int, be: Callable[[int, Request], Any], request: Request) -> None:
-        """What fails is told to the master before it is on its way to the log."""
-        try:
-            for hook in self._script.handlers.get("fork", ()):
-                hook()
-            be(number, request)
-            if outlet := sys.modules.get("daemonkit.cluster.outlet"):  # a session that is closed leaves nothing behind
-                outlet.close()
-        except Exception as error:
-            with contextlib.suppress(OSError):  # the master is gone, and so are we
-                self._notes.send(Note.FAILED, number, failure(error))
-            raise
-
-    def _job(self, number: int, request: Request) -> None:
-        job = self._script.jobs.get(request["name"])
-        if job is None:
-            raise ScriptError(f"the new code has no job named {request['name']!r}; reexec the daemon")
-        job.func()
-
-    def _work(self, fds: list[int], number: int, request: Request) -> None:
-        worker = self._script.workers.get(request["name"])
-        if worker is None:
-            raise ScriptError(f"the new code has no worker named {request['name']!r}; reexec the daemon")
-        if worker.func is None:
-            for ignored in _IGNORED:
-                signal.signal(ignored, signal.SIG_DFL)
-            os.setpgid(0, 0)  # a terminal's ^C is the master's to act on, and an exec does not keep our handlers
-            child.execute(worker.argv)
-        flag = StopFlag(self._notes, number, worker)
-        if worker.wants_fds:
-            worker.func(flag, fds)
-        else:
-            worker.func(*(flag, request["index"])[: 2 if worker.wants_index else 1])
-
-
-def failure(error: Exception) -> bytes:
-    """The payload of a ``FAILED`` note: the error in a line, then its traceback."""
-    import traceback
-
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-        frames = frames.tb_next  # ours say nothing to the script's author
-    text = "".join(traceback.format_exception(type(error), error, frames))
-    return f"{told(error)[:FAILURE]}\n{text[-FAILURE:]}".encode(errors="replace")
-
-
-def _leave_to_the_master(number: int, frame: object) -> None:
-    """A terminal sends some signals to the whole group.  Not SIG_IGN: that would outlive an exec."""
 
 
 def _log_delay(late: Child, error: OSError) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING
 
 from daemonkit.core.logs import flush_streams
 from daemonkit.core.loop import READ
+from daemonkit.core.signals import WAKING
 from daemonkit.errors import told
 from daemonkit.handover import Generation, JobState
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("daemonkit")
 
 GOOD = b"good"  # what a trial leaves in its memfd when the new code has been loaded
-WAKING = frozenset({signal.SIGALRM, signal.SIGCHLD, signal.SIGIO})
 
 
 class Upgrade:

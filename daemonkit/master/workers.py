@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from daemonkit.core.job import Job
 from daemonkit.core.timer import Timer
+from daemonkit.master.leaders import Leaders
 from daemonkit.master.place import Event, Place, Schedule, State
 from daemonkit.master.server import Server
 from daemonkit.processes.children import Child
 from daemonkit.processes.worker import Worker
-
-log = logging.getLogger("daemonkit")
 
 
 class Workers:
@@ -31,11 +27,7 @@ class Workers:
         self._beside: list[Place] = []  # on trial, or with a process that is to end
         self.openers: dict[str, Callable[[], socket.socket]] = {}  # make what a worker's process is given, by its name
         self.get_token: Callable[[], int] = lambda: 0  # of the leadership
-        self._leaders: dict[str, Worker] = {}  # that run only while the daemon leads
-        self._is_leading = False
-        self._parting: set[Place] = set()  # of the last leadership, on their way out
-        self._deadline: Job | None = None  # until when they have to be
-        self._on_parted: list[Callable[[], object]] = []
+        self.leaders = Leaders(timer, self._set_count)
         self._on_quiet: list[Callable[[], None]] = []
         self._on_fatal = on_fatal
 
@@ -48,27 +40,9 @@ class Workers:
         for worker in workers.values():
             self.scale(worker, worker.processes)
 
-    def begin_leaders(self) -> None:
-        """The daemon leads: start those that have waited for that, when those of its last leadership have ended."""
-        self._is_leading = True
-        if not self._parting:
-            for worker in self._leaders.values():
-                self._set_count(worker, worker.processes)
-
     def end_leaders(self, within: float) -> None:
-        """The daemon leads no more: stop them, and kill those that are there ``within`` seconds."""
-        self._is_leading = False
-        leaving = [place for place in [*self, *self._beside] if place.worker.leader]
-        for worker in self._leaders.values():
-            self._set_count(worker, 0)
-        self._parting |= {place for place in leaving if place.state is not State.IDLE}
-        if self._parting and self._deadline is None:
-            self._deadline = self.timer.once("end of the leader's workers", within, self._kill_parting)
-
-    def when_parted(self, func: Callable[[], object]) -> None:
-        """Call ``func`` once none that ``end_leaders`` was to end is there any more."""
-        self._on_parted.append(func)
-        self._tell_parted()
+        """The daemon leads no more: stop what runs only while it does, and kill what is there ``within`` seconds."""
+        self.leaders.end([*self, *self._beside], within)
 
     def resume(self) -> None:
         """Start again what ``stop`` has ended."""
@@ -97,12 +71,7 @@ class Workers:
 
     def scale(self, worker: Worker, count: int) -> None:
         """Have ``count`` processes of ``worker``; those with the highest index go first."""
-        if worker.leader:
-            self._leaders[worker.name] = worker = worker._replace(processes=count)
-            if not self._is_leading or self._parting:
-                self._places.setdefault(worker.name, [])
-                return
-        self._set_count(worker, count)
+        (self.leaders.scale if worker.leader else self._set_count)(worker, count)
 
     def _set_count(self, worker: Worker, count: int) -> None:
         places = self._places.setdefault(worker.name, [])
@@ -150,9 +119,7 @@ class Workers:
         """A place has become idle."""
         if place in self._beside:
             self._beside.remove(place)
-        if place in self._parting:
-            self._parting.discard(place)
-            self._tell_parted()
+        self.leaders.gone(place)
         self._tell_quiet()
 
     def when_quiet(self, func: Callable[[], None]) -> None:
@@ -168,24 +135,6 @@ class Workers:
     def describe(self) -> list[dict[str, Any]]:
         """One object a place, for ``status``."""
         return [place.describe() for place in [*self, *self._beside]]
-
-    def _kill_parting(self) -> None:
-        for place in self._parting:
-            if place.life is not None:
-                log.error("worker %s: killed: it has not ended before another may lead", place.name)
-                place.life.signal(signal.SIGKILL)
-
-    def _tell_parted(self) -> None:
-        if self._parting:
-            return
-        if self._deadline is not None:
-            self.timer.pause(self._deadline)
-            self._deadline = None
-        waiting, self._on_parted = self._on_parted, []
-        for func in waiting:
-            func()
-        if self._is_leading:
-            self.begin_leaders()
 
     def _tell_quiet(self) -> None:
         if not self._beside:

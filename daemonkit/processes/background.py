@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 from daemonkit.core.duration import positive_seconds
 from daemonkit.errors import BackgroundFull, ForkServerLost, UsageError
 from daemonkit.processes import call as child_call
-from daemonkit.processes import detached, detachedcall, interpreter, pickled
-from daemonkit.processes.detached import Kind
+from daemonkit.processes import detachedcall, interpreter, pickled
+from daemonkit.processes.backlog import Kind, Settings
 from daemonkit.processes.wire import Closed, DescriptorsLost, Wire, pair
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Background:
         _instances().add(self)
         settings = interpreter.settings()
         name = self._host.name if self._host else None
-        asked_for = detached.Settings(settings, os.getpid(), self._max_workers, self._timeout, self._is_fresh, name)
+        asked_for = Settings(settings, os.getpid(), self._max_workers, self._timeout, self._is_fresh, name)
         server = _Server(asked_for, self._host.take if self._host else _detach)
         self._server = server
         kept, self._kept = self._kept, []
@@ -198,7 +198,7 @@ class _Asked:
 class _Server:
     """The program, as the process that asks sees it."""
 
-    def __init__(self, settings: detached.Settings, begin: Callable[[int], None]) -> None:
+    def __init__(self, settings: Settings, begin: Callable[[int], None]) -> None:
         self._ids = itertools.count(1)
         self._open: dict[int, _Asked] = {}
         self._sock, theirs = pair()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, NoReturn
 
 from daemonkit.core import prctl
-from daemonkit.processes import child, mainmodule, pickled
+from daemonkit.processes import child, mainmodule, modules, pickled
 from daemonkit.processes.wire import Closed, Message, Wire, pair
 
 _HEAD: Final = struct.Struct("=BQd")  # whether the initializer's pickle is first, max_rss, cpu
@@ -25,7 +25,7 @@ RESULT: Final = 1
 ERROR: Final = 2  # payload: pickled exception or None, its class and words, its traceback
 PROGRESS: Final = 3
 BROKEN: Final = 4  # the initializer failed; payload as ERROR
-LEARNED: Final = 5  # payload: modules that the call needed, and that left the process clean
+LEARNED: Final = 5  # payload: names of modules that the call needed, and that left the process clean
 CALL: Final = 1  # what a kept child is sent
 
 
@@ -43,15 +43,9 @@ def run_chunk(function: Callable[..., Any], chunk: tuple[tuple[Any, ...], ...]) 
 class Caller:
     """Runs calls in a child, and sends what comes of them into the one socket that all children share."""
 
-    def __init__(self, results: Wire, known: Callable[[], frozenset[str]]) -> None:
-        """Answer on ``results``.
-
-        Args:
-            results: where outcomes go; sending may block.
-            known: the names of all modules that the server has loaded.
-        """
+    def __init__(self, results: Wire) -> None:
+        """Answer on ``results``; sending may block."""
         self._results = results
-        self._known = known
         self._own: tuple[int, ...] = (results.fileno(),)  # sockets that are ours
         self._pid = 0  # of the child
 
@@ -81,7 +75,7 @@ class Caller:
         """
         ours, theirs = pair()
         with ours, theirs:
-            copy = Caller(Wire(theirs), self._known)
+            copy = Caller(Wire(theirs))
             copy._pid = os.getpid()
             call = request(pickled.dumps((int, (), {})))
             for number in range(_REHEARSALS):
@@ -141,9 +135,8 @@ class Caller:
             if not mainmodule.load():  # the name may be one of the main script's
                 raise
             call = pickled.loads(view)
-        if len(sys.modules) != before and is_clean(self._own):
-            fresh = [name for name in sys.modules if name not in self._known()]
-            pickled.pack(fresh).send(self._results, LEARNED, self._number)
+        if len(sys.modules) != before and (fresh := modules.fresh()) and is_clean(self._own):
+            self._results.send(LEARNED, self._number, modules.pack(fresh))
         return call
 
     def _initialize(self, payload: Any) -> bool:

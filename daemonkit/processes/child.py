@@ -170,11 +170,17 @@ def execute(argv: Sequence[str]) -> NoReturn:
 
 
 def wait_for(pid: int, timeout: float) -> None:
-    """Reap our child ``pid``; after ``timeout`` seconds it is killed first."""
+    """Reap our child ``pid``; after ``timeout`` seconds, or if there is no room to wait so, it is killed first."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return  # reaped by somebody else
+    except OSError:  # EMFILE, ENFILE, ENOMEM: a wait without it has no bound
+        with contextlib.suppress(ChildProcessError):
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED)
+        return
     with open(pidfd, "rb", buffering=0, closefd=True) as file:
         poll = select.poll()
         poll.register(file, select.POLLIN)

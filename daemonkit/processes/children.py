@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from daemonkit.errors import ForkServerLost
-from daemonkit.processes import child
+from daemonkit.processes import child, modules
 from daemonkit.processes.forkserver import MASTERS, Enter, ForkServer, Kind, number_in, numbered
 from daemonkit.processes.limited import Limit
 from daemonkit.processes.receipt import Receipt, unpack
-from daemonkit.processes.wire import Closed, Message, Wire, pair
+from daemonkit.processes.wire import Closed, Wire, pair
 
 OnEnd = Callable[["Child", Receipt], None]
 OnStart = Callable[["Child"], None]
@@ -65,6 +65,7 @@ class Children:
         self._ids = itertools.count(1)
         self._table: dict[int, Child] = {}
         self._on_delay = on_delay
+        self._learned: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._table)
@@ -113,6 +114,12 @@ class Children:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.wire.send(kind, number, payload)
 
+    def learn(self, names: list[str]) -> None:
+        """Have modules that children had to import, and that leave a process clean, imported where they are forked."""
+        if fresh := [name for name in names if name not in self._learned]:
+            self._learned.update(fresh)
+            self.tell(Kind.IMPORT, 0, modules.pack(fresh))
+
     def receive(self) -> None:
         """Take in all that the server has said, and call whom it concerns.
 
@@ -147,7 +154,6 @@ def fork_server(
     enter: Enter,
     prepare: Callable[[], None],
     ignored: tuple[int, ...] = (),
-    on_other: Callable[[Message], None] | None = None,
     limit: Limit | None = None,
 ) -> tuple[int, Wire]:
     """Fork a fork server from this process, which is clean; return its PID and our end of the wire.
@@ -156,7 +162,6 @@ def fork_server(
         enter: what a child does with the message that asked for it.
         prepare: called in the server first: gives back what is its parent's (descriptors, title).
         ignored: signals that its children ignore.
-        on_other: called in the server with messages of other kinds than its own.
         limit: of limited children, see ``ForkServer``.
 
     The server is our child: when the wire is closed it ends, and then it is to be reaped.
@@ -171,7 +176,7 @@ def fork_server(
     if pid == 0:
         ours.close()
         child.or_end(prepare)
-        serve_wire(Wire(theirs), enter, ignored, on_other, limit)
+        serve_wire(Wire(theirs), enter, ignored, limit)
     theirs.close()
     ours.setblocking(False)
     return pid, Wire(ours)
@@ -181,9 +186,8 @@ def serve_wire(
     wire: Wire,
     enter: Enter,
     ignored: tuple[int, ...] = (),
-    on_other: Callable[[Message], None] | None = None,
     limit: Limit | None = None,
 ) -> NoReturn:
     """Be the fork server at the other end of ``wire``, in a process that has just begun; end with our parent."""
     os.set_blocking(wire.fileno(), False)
-    ForkServer(wire, enter, ignored, on_other, limit).serve()
+    ForkServer(wire, enter, ignored, limit).serve()

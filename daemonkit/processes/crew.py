@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import socket
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
-from daemonkit.processes import call as child_call
 from daemonkit.processes.children import Child, Children
 from daemonkit.processes.future import Call
+from daemonkit.processes.kept import Kept
 from daemonkit.processes.receipt import Receipt
-from daemonkit.processes.wire import Closed, Wire, pair
+from daemonkit.processes.rota import Rota
 
-_DEEPEST: Final = 96  # calls that a kept child has at most, one of them running: so many fit into a socket's buffer
-_AHEAD: Final = 24  # short calls, enough for a while
-_SHORT: Final = 0.001  # seconds: calls up to here are worth being sent ahead
-_SMALL: Final = 512  # bytes: calls up to here may be sent ahead
 _KEPT: Final = 1 << 62  # ids of calls of kept children begin here; below are those of children
 
 Begun = Callable[[Call], None]
@@ -149,52 +143,6 @@ class FreshCrew:
         pass
 
 
-class _Kept:
-    """A kept child: calls go to it through a pair of sockets, of which we keep both ends.
-
-    So calls that it has not begun can be taken back; what is then not taken has been read by it.
-    """
-
-    __slots__ = ("calls", "has_answered", "is_ending", "left", "receipt", "row", "since", "theirs", "wire")
-
-    def __init__(self, left: int | None) -> None:
-        ours, self.theirs = pair()
-        ours.setblocking(False)
-        self.wire = Wire(ours)
-        self.row: Child
-        self.left = left  # calls that it may still be given; None: any number
-        self.calls: dict[int, Call] = {}  # given, unanswered, in order: the first one runs
-        self.since = 0.0  # when that one began
-        self.is_ending = False
-        self.has_answered = False
-        self.receipt: Receipt | None = None
-
-    def send(self, number: int, call: Call) -> None:
-        self.wire.send(child_call.CALL, number, call.request)  # may raise: then nothing has changed
-        self.calls[number] = call
-        call.is_given = True
-        if self.left is not None:
-            self.left -= 1
-
-    def take_back(self, most: int | None = None) -> dict[int, Call]:
-        """Calls that it has not begun, the oldest ones, in order; None: all."""
-        taken: dict[int, Call] = {}
-        reader = Wire(self.theirs)
-        with contextlib.suppress(Closed):
-            while (most is None or len(taken) < most) and (message := reader.receive(socket.MSG_DONTWAIT)) is not None:
-                taken[message.id] = call = self.calls.pop(message.id)
-                call.is_given = False
-        if self.left is not None:
-            self.left += len(taken)
-        return taken
-
-    def close(self) -> None:
-        """Let it go: it ends when it has read the end of file."""
-        self.is_ending = True
-        self.wire.close()
-        self.theirs.close()
-
-
 class KeptCrew:
     """Children that are kept for a number of calls."""
 
@@ -213,32 +161,18 @@ class KeptCrew:
         self._reuse = reuse
         self._first = first
         self._ids = itertools.count(_KEPT)
-        self._kept: dict[int, _Kept] = {}  # by the child's id
-        self._owner: dict[int, _Kept] = {}  # by the call's id
-        self._idle: list[_Kept] = []
-        self._hungry: dict[_Kept, None] = {}  # busy ones that may be given more
-        self._ended: list[_Kept] = []
-        self._depth = 1
+        self._kept: dict[int, Kept] = {}  # by the child's id
+        self._owner: dict[int, Kept] = {}  # by the call's id
+        self._ended: list[Kept] = []
+        self._rota = Rota()
 
     def _may_hire(self, width: int) -> bool:
         return len(self._kept) < width and len(self._children) < 2 * width
 
-    def _choose(self, call: Call, width: int) -> _Kept | None:
-        while self._idle and len(self._kept) <= width:
-            if self._is_ready(self._idle[-1]):
-                return self._idle[-1]
-            self._idle.pop()
-        if self._may_hire(width) or len(call.request) > _SMALL:
-            return None
-        while self._hungry:
-            kept = next(iter(self._hungry))
-            if self._is_ready(kept) and 0 < len(kept.calls) < self._depth:
-                return kept
-            del self._hungry[kept]
-        return None
-
-    def _is_ready(self, kept: _Kept) -> bool:
-        return not kept.is_ending and kept.left != 0
+    def _choose(self, call: Call, width: int) -> Kept | None:
+        if len(self._kept) <= width and (kept := self._rota.first_idle()):
+            return kept
+        return None if self._may_hire(width) else self._rota.first_hungry(call)
 
     def take(self, call: Call, width: int) -> bool:
         kept = self._choose(call, width)
@@ -246,19 +180,22 @@ class KeptCrew:
             return False
         if kept is None:
             kept = self._hire()
-            self._idle.append(kept)
+            self._rota.rest(kept)
         number = next(self._ids)
         kept.send(number, call)
         self._owner[number] = kept
         if len(kept.calls) == 1:
-            self._idle.pop()
-            self._hungry[kept] = None
+            self._rota.work(kept)
             self._began_first(kept, time.monotonic())
         return True
 
-    def _hire(self) -> _Kept:
-        kept = _Kept(self._reuse)
-        kept.row = self._children.spawn(self._first, self._on_end, self._on_start, [kept.theirs.fileno()])
+    def _hire(self) -> Kept:
+        kept = Kept(self._reuse)
+        try:
+            kept.row = self._children.spawn(self._first, self._on_end, self._on_start, [kept.theirs.fileno()])
+        except BaseException:
+            kept.close()
+            raise
         self._kept[kept.row.id] = kept
         return kept
 
@@ -267,7 +204,7 @@ class KeptCrew:
         if kept := self._kept.get(row.id):
             self._began_first(kept, time.monotonic())
 
-    def _began_first(self, kept: _Kept, now: float) -> None:
+    def _began_first(self, kept: Kept, now: float) -> None:
         kept.since = now
         for call in kept.calls.values():
             call.begin()
@@ -292,24 +229,19 @@ class KeptCrew:
             return None
         kept.has_answered = True
         now = time.monotonic()
-        if now - kept.since >= _SHORT:
-            self._depth = max(1, self._depth // 2)
-        elif self._depth < _DEEPEST:
-            self._depth = min(self._depth + 1 + self._depth // 8, _DEEPEST)
+        self._rota.learn(now - kept.since)
         if kept.calls:
             self._began_first(kept, now)
-            # Not for every outcome: several calls at once wake it once.
-            if len(kept.calls) <= self._depth // 2:
-                self._hungry[kept] = None
+            self._rota.feed(kept)
         elif kept.left == 0:
             self._let_go(kept)
         else:
-            self._idle.append(kept)  # the one that is warm is used first
+            self._rota.rest(kept)
         return call
 
-    def _let_go(self, kept: _Kept) -> None:
+    def _let_go(self, kept: Kept) -> None:
         self._kept.pop(kept.row.id, None)
-        self._hungry.pop(kept, None)
+        self._rota.leave(kept)
         kept.close()
 
     def settle(self) -> tuple[list[Lost], list[Call]]:
@@ -350,29 +282,28 @@ class KeptCrew:
             for taken in self._take_back(kept)
         ]
 
-    def _take_back(self, kept: _Kept, most: int | None = None) -> list[Call]:
+    def _take_back(self, kept: Kept, most: int | None = None) -> list[Call]:
         taken = kept.take_back(most)
         for number in taken:
             del self._owner[number]
-        if taken and not kept.calls and self._is_ready(kept):
-            self._hungry.pop(kept, None)
-            self._idle.append(kept)
+        if taken and not kept.calls and kept.is_ready:
+            self._rota.rest(kept)
         return list(taken.values())
 
     def spare(self, width: int) -> list[Call]:
-        self._idle = [kept for kept in self._idle if self._is_ready(kept)]
-        while len(self._kept) > width and self._idle:
-            self._let_go(self._idle.pop())
+        idle = self._rota.idle()
+        while len(self._kept) > width and idle:
+            self._let_go(idle.pop())
         taken: list[Call] = []
-        free = len(self._idle) + max(0, width - len(self._kept))
-        if free and len(self._owner) > len(self._kept) - len(self._idle):
+        free = len(idle) + max(0, width - len(self._kept))
+        if free and len(self._owner) > len(self._kept) - len(idle):
             for kept in self._kept.values():
                 if len(kept.calls) > 1 and len(taken) < free:
                     taken += self._take_back(kept, 1)
         return taken
 
     def is_ahead(self) -> bool:
-        return self._depth > _AHEAD and all(len(kept.calls) > _AHEAD for kept in self._kept.values())
+        return bool(self._kept) and all(self._rota.is_enough(kept) for kept in self._kept.values())
 
     def calls(self) -> list[Call]:
         return [call for kept in self._kept.values() for call in kept.calls.values()]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import FunctionType
-from typing import Any, Final, TypeGuard
+from types import CodeType
+from typing import Any, Final
 
 from daemonkit.config.options import parse_stop_schedule
 from daemonkit.core.duration import positive_seconds
+from daemonkit.core.plain import plain_code
 from daemonkit.core.size import in_bytes
 from daemonkit.errors import UsageError
 from daemonkit.processes.worker import MOST, Recycling, Restarts, Worker
 
-_SPECIAL: Final = 0x04 | 0x08 | 0x20 | 0x80 | 0x100 | 0x200  # code flags: *args, **kwargs, generators, coroutines
+_MORE: Final = 0x04 | 0x08  # flags of *args, **kwargs (inspect, CO_VARARGS, CO_VARKEYWORDS)
 
 
 def worker(
@@ -123,9 +124,9 @@ def _restarts(what: str, most: int, window: float | str, backoff: float | str, l
 
 
 def _wants_index(function: Callable[..., Any], what: str) -> bool:
-    if _is_simple(function):
-        return function.__code__.co_argcount == 2
-    import inspect  # rarely wanted, and a tenth of a small daemon's memory
+    if (code := _simple_code(function)) is not None:
+        return code.co_argcount == 2
+    import inspect
 
     is_plain = not (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function))
     if not callable(function) or not is_plain or inspect.isgeneratorfunction(function):
@@ -143,12 +144,12 @@ def _wants_index(function: Callable[..., Any], what: str) -> bool:
     raise UsageError(f"{what}: it is called with (stop) or (stop, index); it takes {signature}")
 
 
-def _is_simple(function: Any) -> TypeGuard[FunctionType]:
-    """Whether it is a ``def crunch(stop)`` or ``def crunch(stop, index)`` and nothing more, as nearly all are."""
-    if type(function) is not FunctionType or hasattr(function, "__wrapped__") or function.__defaults__:
-        return False
-    code = function.__code__
-    return not (code.co_flags & _SPECIAL or code.co_kwonlyargcount) and code.co_argcount in (1, 2)
+def _simple_code(function: Any) -> CodeType | None:
+    """Its code if it is a ``def crunch(stop)`` or ``def crunch(stop, index)`` and nothing more, as nearly all are."""
+    code = plain_code(function)
+    if code is None or function.__defaults__ or code.co_flags & _MORE or code.co_kwonlyargcount:
+        return None
+    return code if code.co_argcount in (1, 2) else None
 
 
 def _name(name: Any, what: str) -> str:

@@ -24,7 +24,7 @@ from typing import Final, NoReturn
 from daemonkit.core import prctl, waitid
 from daemonkit.core.signalfd import drain, open_signalfd
 from daemonkit.core.streams import flush_streams
-from daemonkit.processes import child
+from daemonkit.processes import child, modules
 from daemonkit.processes.limited import Limit, Limited
 from daemonkit.processes.living import MARK, Living, mark
 from daemonkit.processes.receipt import never_begun
@@ -51,7 +51,7 @@ _SPAWNS: Final = (1, 7, 8, 9)  # of Kind
 
 
 class Kind:
-    """What the messages mean; to the server: SPAWN, SPAWN_LASTING, SIGNAL, KILL_TREE; from it: the rest.
+    """What the messages mean; from the server: STARTED, ENDED, DELAYED; to it: the rest.
 
     No enum: to look into one costs the server a page or two for each fork.
     """
@@ -65,6 +65,7 @@ class Kind:
     SPAWN_LASTING: Final = 7  # as SPAWN, a child that does not adopt its orphans: they are the server's, and may stay
     SPAWN_CLOSING: Final = 8  # as SPAWN_LASTING, a child that has something to close when the server's maker is gone
     SPAWN_LIMITED: Final = 9  # as SPAWN_LASTING, a child that is killed at its limit, whatever the server's maker does
+    IMPORT: Final = 10  # payload: names of modules that children will need
 
 
 class _Pause:
@@ -94,7 +95,6 @@ class ForkServer:
         wire: Wire,
         enter: Enter,
         ignored: tuple[int, ...] = (),
-        on_other: Callable[[Message], None] | None = None,
         limit: Limit | None = None,
     ) -> None:
         """Serve ``wire``, whose socket does not block.
@@ -103,13 +103,11 @@ class ForkServer:
             wire: to the one process that asks.
             enter: what a child does with the message that asked for it; never returns.
             ignored: signals that children ignore, such as SIGINT of a terminal that is the master's to act on.
-            on_other: called here, in the server itself, with messages of other kinds than ours.
             limit: called here with what asked for a limited child: when it is to be killed (seconds of CLOCK_BOOTTIME);
                 asked again at that moment, for it may have been put off.
         """
         self._wire = wire
         self._enter = enter
-        self._on_other = on_other
         self._forker = child.Forker(ignored)
         self._living = Living()
         self._limited = Limited(limit)
@@ -164,6 +162,7 @@ class ForkServer:
         flush_streams()
         waitid.has_children()
         self._forker.look()
+        modules.note()
         child.freeze()
 
     def _turn(self) -> None:
@@ -221,8 +220,8 @@ class ForkServer:
             elif message.kind == Kind.KILL_TREE:
                 if not self._living.kill_tree(message.id):
                     self._forget(message.id)
-            elif self._on_other:
-                self._on_other(message)
+            elif message.kind == Kind.IMPORT:
+                modules.load(modules.unpack(bytes(message.payload)))
                 self._settle()
 
     def _fork_some(self) -> None:

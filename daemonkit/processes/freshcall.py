@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 from typing import NoReturn
 
 from daemonkit.processes import call, interpreter
@@ -18,4 +17,4 @@ def main() -> NoReturn:
         number, settings = pickle.load(file)
         request = file.read()
     interpreter.Settings(*settings).take_over()
-    call.Caller(Wire(answers), lambda: frozenset(sys.modules)).enter(Message(Kind.SPAWN, number, request, []))
+    call.Caller(Wire(answers)).enter(Message(Kind.SPAWN, number, request, []))

@@ -26,6 +26,7 @@ class Limits(NamedTuple):
 class Fate(enum.Enum):
     """Why a call is being ended by us."""
 
+    WITHDRAWN = enum.auto()  # cancelled; no child has begun it
     KILLED = enum.auto()
     TIMEOUT = enum.auto()
 
@@ -58,12 +59,16 @@ class Call(Future[Any]):
         self.request = request  # the message that asks for it
         self.is_given = False  # a child has it
         self.is_begun = False  # it was the first that its child had: it runs
-        self.is_withdrawn = False  # cancelled
         self.attempts = 0  # children that ended before they began it
         self.fate: Fate | None = None
         self.is_awaited = False  # somebody has asked for its outcome
         self.on_awaited: Callable[[Call], None] | None = None  # is told so
         self._runner = runner
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether it is to be given to no child any more."""
+        return self.fate is Fate.WITHDRAWN
 
     def kill(self) -> bool:
         """End the call: kill its child with all that descends from it, if there is one.
@@ -90,7 +95,10 @@ class Call(Future[Any]):
     def result(self, timeout: float | None = None) -> Any:
         """As the standard library's, for a result; WorkerLost if its child was lost, CallTimeout if its time was up."""
         self._await()
-        return super().result(timeout)
+        try:
+            return super().result(timeout)
+        finally:
+            del self  # the traceback of what is raised holds this frame, and we what is raised
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As the standard library's."""
@@ -159,6 +167,12 @@ class Call(Future[Any]):
         else:
             told = f"{receipt}, before it gave its result" if receipt else why
             self.set_exception(WorkerLost(f"call {self.name}: {told}", receipt, self.pid))
+
+    def miss(self, error: OSError) -> None:
+        """Have no outcome: it has come, and could not be taken in."""
+        self.request = b""
+        if not self.done():
+            self._refuse(f"outcome of {self.name} cannot be read: {_words(error)}", error)
 
     def report(self, message: Message) -> None:
         """Hand on the progress that came in ``message``."""

@@ -8,7 +8,6 @@ fork server's children have nothing of the kind (law 3); whoever forks from a pr
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import enum
 import gc
 import logging
@@ -327,6 +326,8 @@ def _nothing_finalized(has_threads: bool) -> Iterator[None]:
 
 def _held_by_threads() -> list[object]:
     """What may be referred to by the state of a thread alone: thread-local and context variables, exceptions."""
+    import contextvars
+
     roots = [each for each in gc.get_objects() if issubclass(type(each), (threading.local, contextvars.Context))]
     tables = gc.get_referents(*roots)  # of thread-local variables: by thread
     return [*roots, *tables, *gc.get_referents(*tables), sys._current_exceptions()]

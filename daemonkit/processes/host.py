@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import random
 import time
 from typing import Final
 
 from daemonkit import config
 from daemonkit.config import options
 from daemonkit.core import asking
+from daemonkit.core.chance import about
 from daemonkit.errors import ControlError, ForkServerLost, NotAllowed, UsageError
 
 _ANSWER_TIME: Final = 30.0  # seconds that it has to start a child; its first one needs a fork server as well
@@ -40,7 +40,7 @@ class Host:
             # It has too much to do, or executes new code: it, or the next, is there in a moment.
             if time.monotonic() > end or asking.listener(path) is None:
                 raise ForkServerLost(f"background: hand calls to the daemon {self.name}: {why}; does it run?")
-            time.sleep(_PAUSE * random.uniform(0.5, 1.5))
+            time.sleep(about(_PAUSE, 0.5))
 
     def _ask(self, path: str, fd: int, end: float) -> str | None:
         """Ask once; return why that was in vain."""

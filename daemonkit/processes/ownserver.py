@@ -8,7 +8,7 @@ import select
 from collections.abc import Callable
 from typing import Final
 
-from daemonkit.processes import child, pickled, poolserver
+from daemonkit.processes import child, poolserver
 from daemonkit.processes.children import Child, Children
 from daemonkit.processes.crew import Crew, FreshCrew, KeptCrew
 from daemonkit.processes.future import Call
@@ -31,26 +31,19 @@ class Server:
             self.crew = KeptCrew(self.children, begun, reuse, first)
         self.poll = select.poll()
         self.poll.register(self.results.fileno(), select.POLLIN)
-        self.learned: set[str] = set()
 
     def watch(self) -> None:
         """Have ``poll`` wait for what there is to wait for now."""
         wire = self.children.wire
         self.poll.register(wire.fileno(), select.POLLIN | (select.POLLOUT if wire.is_waiting else 0))
 
-    def learn(self, names: list[str]) -> None:
-        """Have modules that children need imported where they are forked."""
-        if fresh := [name for name in names if name not in self.learned]:
-            self.learned.update(fresh)
-            self.children.wire.send(poolserver.IMPORT, 0, pickled.dumps(fresh))
-
     def close(self) -> None:
         """End it, and all under it; reap it."""
         self.crew.close()
         self.children.wire.close()
+        self.results.close()
         with contextlib.suppress(ChildProcessError):
             child.wait_for(self.pid, _LEAVE_TIME)
-        self.results.close()
 
     def forsake(self) -> None:
         """We are a fork of the process that it serves."""

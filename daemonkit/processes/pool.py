@@ -292,6 +292,7 @@ class _Outcomes:
 
     def take(self, timeout: float | None) -> Call | None:
         """The next one; None if none is left."""
+        end = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while True:
                 while self._unread:
@@ -300,7 +301,7 @@ class _Outcomes:
                         return call
                 if not self._open:
                     return None
-                if not self._changed.wait(timeout):
+                if not self._changed.wait(None if end is None else end - time.monotonic()):
                     raise TimeoutError(f"no call finished within {timeout:g} s")
 
 

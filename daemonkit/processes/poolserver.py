@@ -5,16 +5,15 @@ Its imports are few on purpose: logging and threading alone double what a fork c
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
 from typing import Final, NoReturn
 
-from daemonkit.processes import call, child, interpreter, mainmodule, pickled
+from daemonkit.processes import call, interpreter, pickled
 from daemonkit.processes.forkserver import ForkServer
-from daemonkit.processes.wire import Message, Wire, pair
+from daemonkit.processes.wire import Wire, pair
 
 SETTINGS: Final = 64  # kinds of messages beside forkserver's
-IMPORT: Final = 65  # payload: names of modules that children will need
 
 
 def start() -> tuple[int, Wire, Wire]:
@@ -25,21 +24,20 @@ def start() -> tuple[int, Wire, Wire]:
     Raises:
         OSError: there is no room for another process, or no interpreter at ``sys.executable``.
     """
-    ours, theirs = pair()
-    results, answers = pair()
-    try:
-        pid = interpreter.start("daemonkit.processes.poolserver", (theirs.fileno(), answers.fileno()))
-    except BaseException:
-        ours.close()
-        results.close()
-        raise
-    finally:
-        theirs.close()
-        answers.close()
+    with contextlib.ExitStack() as at_failure:
+        ours, theirs = pair()
+        at_failure.enter_context(ours)
+        with theirs:
+            results, answers = pair()
+            at_failure.enter_context(results)
+            with answers:
+                pid = interpreter.start("daemonkit.processes.poolserver", (theirs.fileno(), answers.fileno()))
+        at_failure.pop_all()
     ours.setblocking(False)
     results.setblocking(False)
     wire = Wire(ours)
-    wire.send(SETTINGS, 0, pickled.dumps(tuple(interpreter.settings())))
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended at once: the wire will tell
+        wire.send(SETTINGS, 0, pickled.dumps(tuple(interpreter.settings())))
     return pid, wire, Wire(results)
 
 
@@ -51,34 +49,6 @@ def main() -> NoReturn:
         raise SystemExit("daemonkit.processes.poolserver is started by a Pool")
     interpreter.Settings(*pickled.loads(first.payload)).take_over()
     os.set_blocking(wire.fileno(), False)
-    modules = Modules()
-    caller = call.Caller(results, modules.names)
+    caller = call.Caller(results)
     caller.rehearse()
-    ForkServer(wire, caller.enter, on_other=modules.take).serve()
-
-
-class Modules:
-    """What children need again and again is imported once, here."""
-
-    def __init__(self) -> None:
-        """Know those that are loaded now."""
-        self._names = frozenset(sys.modules)
-
-    def names(self) -> frozenset[str]:
-        """All that are loaded here."""
-        return self._names
-
-    def take(self, message: Message) -> None:
-        """Import the modules that a child has needed, found to be clean."""
-        if message.kind != IMPORT:
-            return
-        for name in pickled.loads(message.payload):
-            try:
-                if name == mainmodule.ALIAS:
-                    mainmodule.load()
-                else:
-                    __import__(name)
-            except BaseException:  # noqa: BLE001 - a child that needs it tells its caller why
-                continue
-        self._names = frozenset(sys.modules)
-        child.freeze()
+    ForkServer(wire, caller.enter).serve()

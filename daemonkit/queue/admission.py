@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Final
 
 from daemonkit.core.memory import Memory
@@ -19,10 +19,12 @@ _KERNEL: Final = 2**19
 NO_LIMIT: Final = 2**31
 SHOWN: Final = 0.25  # seconds after which a process has shown what it needs
 _FIRST: Final = 4  # tasks that begin when nothing is known
-_PLENTY: Final = 10  # times as much as is under way: of that one half at once
+_PLENTY: Final = 10  # times as much as is under way: half of that at once, and without a look for so long
+_GLANCE: Final = 0.02  # seconds for which a look is good otherwise
 _QUIET: Final = 60.0  # seconds between two complaints
-_SAMPLES: Final = 3
-_PAUSE: Final = 0.1  # seconds between two samples: each takes a quarter of a millisecond
+SAMPLES: Final = 3
+_PAUSE: Final = 0.1  # seconds between two times that samples are taken,
+_EFFORT: Final = 0.01  # or such a part of all time: among hundreds of processes each takes a millisecond
 _SHARE: Final = 0.05  # of each task that has ended, in what the next is thought to need,
 _SHARE_MORE: Final = 0.5  # if that was more than thought
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
@@ -35,42 +37,54 @@ class Admission:
     for each that has not, what the others need is set aside.
     """
 
-    def __init__(self, min_free: int) -> None:
-        """Leave ``min_free`` bytes free; 0: do not look."""
+    def __init__(self, min_free: int, server: int) -> None:
+        """Leave ``min_free`` bytes free, 0: do not look; the processes are forks of ``server``, a PID."""
         self._min_free = min_free
+        self._server = server
         self._memory = Memory()
-        self._need = float(_LEAST)  # bytes of a task's process that it does not share with us
-        self._shared = _resident()
+        self._need = float(_LEAST)  # bytes of a task's process that it does not share with the server
+        self._shared = _resident(server)
         self._ended = 0
         self._seen = 0.0  # what those need that were looked at last
         self._sample_at = 0.0
-        self._plenty_until = 0.0  # there is so much that nobody need look
-        self._plenty = 0  # until so many are under way
+        self._good_until = 0.0  # nobody need look
+        self._granted = 0  # nor until so many have begun
         self._tell_at = 0.0
 
-    def room(self, living: Sequence[tuple[int | None, float]]) -> int:
+    def room(self, living: int, hidden: int, some: Callable[[], list[int]]) -> int:
         """How many tasks may begin now, as far as memory goes.
 
         Args:
-            living: of those that are under way, oldest first: the PID, if it is known, and the age in seconds.
+            living: how many are under way.
+            hidden: of them, who have not shown yet what they need.
+            some: tells the PIDs of some of the others, to look at.
         """
-        now = time.monotonic()
         if not self._min_free:
             return NO_LIMIT
-        if now < self._plenty_until and len(living) < self._plenty:
-            return self._plenty - len(living)
-        shown = [pid for pid, age in living if pid is not None and age >= SHOWN]
-        hidden = len(living) - len(shown)
-        if now >= self._sample_at:
-            self._sample_at = now + _PAUSE
-            sizes = [size for pid in shown[-_SAMPLES:] if (size := _own(pid))]
-            self._seen = sum(sizes) / len(sizes) if sizes else 0.0
+        now, begun = time.monotonic(), living + self._ended
+        if now >= self._good_until or self._granted <= begun:
+            self._sample(now, some)
+            room = self._look(now, living, hidden)
+            if room > _PLENTY * (living + _FIRST) and self._ended > _FIRST:
+                room, self._good_until = room // 2, now + SHOWN
+            else:
+                room, self._good_until = min(room, max(_FIRST, begun - hidden) - hidden), now + _GLANCE
+            self._granted = begun + room
+        return max(self._granted - begun, 0)
+
+    def _sample(self, now: float, some: Callable[[], list[int]]) -> None:
+        if now < self._sample_at:
+            return
+        self._shared = _resident(self._server)  # it learns what tasks import
+        sizes = [size for pid in some() if (size := _own(pid))]
+        self._seen = sum(sizes) / len(sizes) if sizes else 0.0
+        end = time.monotonic()
+        self._sample_at = end + max(_PAUSE, (end - now) / _EFFORT)
+
+    def _look(self, now: float, living: int, hidden: int) -> int:
         need = max(self._need, self._seen)
         available = self._memory.available()
         room = int((available - self._min_free) / need) - hidden
-        if room > _PLENTY * (len(living) + _FIRST) and self._ended > _FIRST:
-            self._plenty_until, self._plenty = now + SHOWN, len(living) + room // 2
-            return room // 2
         if room <= 0 and now >= self._tell_at:
             self._tell_at = now + _QUIET
             log.warning(
@@ -78,7 +92,7 @@ class Admission:
                 available / 2**20,
                 self._min_free / 2**20,
             )
-        return max(min(room, max(_FIRST, len(shown) + self._ended) - hidden), 0)
+        return room
 
     def learn(self, max_rss: int) -> None:
         """A task has ended whose process has had up to ``max_rss`` bytes."""
@@ -97,7 +111,7 @@ def _own(pid: int) -> int:
     return sum(int(size) * 1024 for _, size, _ in lines) + _KERNEL
 
 
-def _resident(pid: int | str = "self") -> int:
+def _resident(pid: int) -> int:
     try:
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * _PAGE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import parse_qsl
 
 from daemonkit.core.shown import shown
 from daemonkit.errors import UsageError
@@ -66,7 +65,11 @@ def _sqlite(url: str, rest: str, make: bool) -> Broker:
     from daemonkit.queue.sqlite import SqliteBroker
 
     path, _, query = rest.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    options = {}
+    if query:
+        from urllib.parse import parse_qsl
+
+        options = dict(parse_qsl(query, keep_blank_values=True))
     if not os.path.isabs(path):
         raise UsageError(f"broker {url!r}: the path must begin with /, or with RUN_DIR in the configuration")
     synchronous = options.pop("synchronous", "FULL").upper()

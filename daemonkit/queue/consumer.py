@@ -7,6 +7,7 @@ consumers that have died, and may be short however long a task takes.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import select
@@ -20,10 +21,12 @@ from daemonkit.core.logs import Sink
 from daemonkit.errors import ForkServerLost, PayloadError
 from daemonkit.processes.children import Child
 from daemonkit.processes.receipt import Receipt
-from daemonkit.processes.worker import StopFlag, Worker
+from daemonkit.processes.stopflag import StopFlag
+from daemonkit.processes.worker import Worker
 from daemonkit.queue import errand, payload
-from daemonkit.queue.admission import SHOWN, Admission
+from daemonkit.queue.admission import SAMPLES, SHOWN, Admission
 from daemonkit.queue.broker import Broker, Delete, Release, Reservation
+from daemonkit.queue.ceiling import Ceiling
 from daemonkit.queue.connect import connect
 from daemonkit.queue.crew import Crew
 from daemonkit.queue.link import Link, next_look
@@ -38,9 +41,9 @@ _AHEAD: Final = 32  # tasks that are reserved and whose processes are not there 
 _SOON: Final = 0.01  # seconds in which some of those have begun
 _LONGEST: Final = 3600.0  # seconds: a longer wait is made of these (poll(2) takes 24 days at most)
 _HUNG: Final = 5.0  # seconds after its time-out in which a task that is not forked may end by itself
+_SILENT: Final = 10.0  # seconds that a broker may be silent before it is taken for lost (queue.redis, queue.beanstalk)
 _EACH: Final = 2  # descriptors of a task, at most
 _NO_MEMORY: Final = "no task is begun until there is memory, see min_free_memory"
-_LOW: Final = 30.0  # seconds until more tasks are tried again
 _OTHERS: Final = 64  # descriptors of a consumer that are no task's
 
 
@@ -67,16 +70,15 @@ class Consumer:
         self._runs: dict[int, Run] = {}  # by the child's id
         self._look_at = math.inf  # when the first of them may want something (monotonic seconds)
         self._busy: Counter[str] = Counter()  # of them, by queue
-        self._admission = Admission(settings.min_free_memory)
-        self._most = settings.concurrency  # tasks at once, as far as there are descriptors
-        self._low_until = 0.0  # monotonic seconds; 0: there are enough
+        self._ceiling = Ceiling(settings.concurrency)
         self._end: float | None = None  # when what is left is to be given back; None: there is no stop
-        self._link = Link(self._connect, stop.doing)
+        self._link = Link(self._connect, self._announce, stop.doing)
         self._crew = Crew(
             f"{settings.daemon}: {name}",
             lambda wire: errand.Errands(tasks, settings.daemon, wire, settings.hooks, settings.sink),
             stop.close,
         )
+        self._admission = Admission(settings.min_free_memory, self._crew.server)
 
     def run(self) -> None:
         """Consume until the flag is set; then finish or give back what is in hand."""
@@ -124,9 +126,7 @@ class Consumer:
             self._link.heard(now)
 
     def _room(self) -> int:
-        if self._low_until and time.monotonic() >= self._low_until:
-            self._most, self._low_until = self._settings.concurrency, 0.0
-        return 0 if self._stop.is_set() else max(self._most - len(self._runs), 0)
+        return 0 if self._stop.is_set() else self._ceiling.room(len(self._runs))
 
     def _rooms(self) -> dict[str, int]:
         """How many more of each queue may run."""
@@ -141,9 +141,9 @@ class Consumer:
         if now < self._link.wants_at:
             return
         room = self._room()
-        ages = [(run.child.pid, now - run.began) for run in self._runs.values()]
-        ahead = max(_AHEAD - sum(pid is None for pid, _ in ages), 0)
-        fit = self._admission.room(ages) if room else 0
+        unborn, hidden = self._young(now)
+        ahead = max(_AHEAD - unborn, 0)
+        fit = self._admission.room(len(self._runs), hidden, lambda: self._some_after(hidden)) if room else 0
         allowed = min(room, fit, ahead)
         found = self._link.exchange(self._rooms(), allowed, now)
         if found is None:
@@ -156,16 +156,34 @@ class Consumer:
         for reservation in found.reserved:
             self._begin(reservation)
 
+    def _young(self, now: float) -> tuple[int, int]:
+        """How many have no process yet, and how many have not shown what memory they need."""
+        unborn = hidden = 0
+        for run in reversed(self._runs.values()):
+            if run.child.pid is None:
+                unborn += 1
+            elif now - run.began >= SHOWN:
+                break  # the others are older
+            hidden += 1
+        return unborn, hidden
+
+    def _some_after(self, hidden: int) -> list[int]:
+        """PIDs of some that have shown it."""
+        runs = itertools.islice(reversed(self._runs.values()), hidden, hidden + SAMPLES)
+        return [run.child.pid for run in runs if run.child.pid]
+
     def _connect(self) -> Broker:
         broker = connect(self._settings.broker)
         broker.watch()
-        broker.announce({task.policy.queue for task in self._tasks.values()}, self._settings.concurrency)
         if count := broker.recover():
             log.warning("%d task(s) of a consumer that has ended are tried again", count)
         names = [name for name, task in self._tasks.items() if task.policy.keep_result]
         if names and not broker.keeps_results:
             log.warning("%s keeps no results: keep_result of %s does nothing", broker.url, ", ".join(names))
         return broker
+
+    def _announce(self, broker: Broker) -> None:
+        broker.announce({task.policy.queue for task in self._tasks.values()}, self._settings.concurrency)
 
     def _begin(self, reservation: Reservation) -> None:
         try:
@@ -187,18 +205,12 @@ class Consumer:
         except OSError as error:
             if isinstance(error, ForkServerLost):
                 return  # we end, too, and our successor gets back what is ours
-            self._lower(error)
+            self._ceiling.lower(len(self._runs), error)
             self._link.outcomes.append(Release(reservation))
             return
         self._runs[run.child.id] = run
         self._busy[reservation.queue] += 1
         self._look_at = min(self._look_at, run.moment)
-
-    def _lower(self, error: OSError) -> None:
-        """There is no room for another process: be content with those that there are."""
-        if len(self._runs) < self._most:
-            self._most, self._low_until = max(len(self._runs), 1), time.monotonic() + _LOW
-            log.error("no more than %d tasks run at once for %g s: %s; see ulimit -n", self._most, _LOW, error.strerror)
 
     def _ended(self, row: Child, receipt: Receipt) -> None:
         self._read()  # its last words were sent before its end was told
@@ -229,8 +241,10 @@ class Consumer:
             if run is None:
                 continue
             if message.kind == errand.PROGRESS:
-                run.tell(bytes(message.payload).decode(errors="replace"), time.monotonic())
+                run.pulse.tell(bytes(message.payload).decode(errors="replace"), time.monotonic())
                 self._look_at = min(self._look_at, run.moment)
+            elif message.kind == errand.LEARNED:
+                self._crew.learn(bytes(message.payload))
             else:
                 run.kind, run.words = message.kind, bytes(message.payload)
 
@@ -240,8 +254,8 @@ class Consumer:
             if run.due <= now:
                 run.due, run.words = math.inf, f"took longer than its timeout, {run.policy.timeout:g} s".encode()
                 run.child.kill_tree()
-            if run.touch_at <= now:
-                outcome = run.touch(now)
+            if run.pulse.at <= now:
+                outcome = run.pulse.touch(now)
                 if run.is_ours:
                     self._link.outcomes.append(outcome)
         self._look_at = min((run.moment for run in self._runs.values()), default=math.inf)
@@ -284,7 +298,7 @@ def _consumer(tasks: Mapping[str, Task[..., Any]], settings: Settings) -> Worker
 
 def _prefork(queue: str, tasks: Mapping[str, Task[..., Any]], settings: Settings) -> Worker:
     caps = [task.policy.concurrency for task in tasks.values() if task.policy.concurrency]
-    longest = _HUNG + max(task.policy.timeout or task.policy.ttr for task in tasks.values())
+    longest = _HUNG + max(_SILENT, *(task.policy.timeout or task.policy.ttr for task in tasks.values()))
 
     def consume(stop: StopFlag) -> None:
         Prefork(settings.broker, tasks, stop).run(settings.hooks)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import select
+import socket
+import struct
 from collections.abc import Callable, Iterator
 
 from daemonkit.core.title import take_title
 from daemonkit.errors import ForkServerLost
-from daemonkit.processes import child
+from daemonkit.processes import child, modules
 from daemonkit.processes.children import Child, Children, OnEnd, fork_server
 from daemonkit.processes.wire import Closed, DescriptorsLost, Message, Wire, pair
 from daemonkit.queue.errand import Errands
 from daemonkit.queue.stderr import Stderr, Stderrs, Tell
 
 _END_TIME = 1.0  # seconds that the server has to end
+_LEAST = 512  # bytes of its socket's buffer that the kernel counts for a message, at least
 
 
 class Crew:
@@ -33,6 +36,7 @@ class Crew:
         ours, theirs = pair()
         ours.setblocking(False)
         self._results = Wire(ours)
+        self._most = theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // _LEAST + 1  # messages on their way
         made = errands(Wire(theirs))
 
         def prepare() -> None:
@@ -41,7 +45,7 @@ class Crew:
             release()
             made.rehearse()
 
-        self._server, wire = fork_server(made.enter, prepare)
+        self.server, wire = fork_server(made.enter, prepare)
         theirs.close()
         self._children = Children(wire)
         self._stderrs = Stderrs()
@@ -70,6 +74,10 @@ class Crew:
         self._stderrs.add(stderr)
         return child, stderr
 
+    def learn(self, names: bytes) -> None:
+        """Have modules that a child had to import imported where the next are forked."""
+        self._children.learn(modules.unpack(names))
+
     def last_words(self, stderr: Stderr) -> str:
         """The last lines of a child's that has ended."""
         return self._stderrs.remove(stderr)
@@ -88,12 +96,17 @@ class Crew:
             raise ForkServerLost("the fork server has ended, and its children with it") from None
 
     def words(self) -> Iterator[Message]:
-        """What children have said; the last words of one were sent before its end was told."""
-        while True:
+        """What children have said; the last words of one were sent before its end was told.
+
+        No more than can have been sent by now: some may be talking without end.
+        """
+        for _ in range(self._most):
             try:
                 message = self._results.receive()
-            except (Closed, DescriptorsLost):
-                return
+            except (DescriptorsLost, struct.error):
+                continue  # a task has written what is no message
+            except Closed:
+                return  # or an empty message
             if message is None:
                 return
             yield message
@@ -102,4 +115,4 @@ class Crew:
         """Let the server end; reap it."""
         self._children.wire.close()
         self._stderrs.close()
-        child.wait_for(self._server, _END_TIME)
+        child.wait_for(self.server, _END_TIME)

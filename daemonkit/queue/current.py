@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from daemonkit.errors import UsageError
+from daemonkit.queue.payload import MOST
 
 
 class Running(NamedTuple):
@@ -51,14 +52,16 @@ class CurrentTask:
             value: what JSON has; of several within a second the last one counts.
 
         Raises:
-            UsageError: it is nothing that JSON has.
+            UsageError: it is nothing that JSON has, or larger than 16 MB.
         """
         _running()
         try:
             text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-            text.encode()
+            size = len(text.encode())
         except (TypeError, ValueError, RecursionError) as error:
             raise UsageError(f"progress: {error}; it is told as JSON") from None
+        if size > MOST:
+            raise UsageError(f"progress: {size} bytes of JSON; {MOST} are the most")
         if _tell is not None:
             _tell(text)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final, NamedTuple
 
 from daemonkit.core.duration import positive_seconds, seconds
+from daemonkit.core.plain import plain_code
 from daemonkit.errors import UsageError
 from daemonkit.queue.broker import DEFAULT_PRIORITY, DEFAULT_TTR
-from daemonkit.queue.checks import check_priority, check_queue, check_seconds
+from daemonkit.queue.checks import LONGEST, check_priority, check_queue, check_seconds
 
 OPTIONS: Final = ("delay", "priority", "ttr", "key")  # of put, and so no names of a task's parameters
 MODES: Final = ("fork", "prefork")
@@ -35,7 +35,7 @@ class Policy(NamedTuple):
     def wait(self, failures: int, chance: float) -> float:
         """Seconds until the next attempt, after ``failures`` earlier ones; ``chance``, 0 to 1, spreads them."""
         delay = min(self.backoff * 2.0 ** min(failures, 60), self.max_backoff)
-        return delay * (0.9 + 0.2 * chance)
+        return min(delay * (0.9 + 0.2 * chance), LONGEST)
 
 
 def policy(
@@ -96,8 +96,8 @@ def policy(
         priority,
         lifetime,
         _count(max_retries, f"{what}, max_retries", 0),
-        seconds(backoff, what=f"{what}, backoff"),
-        seconds(max_backoff, what=f"{what}, max_backoff"),
+        check_seconds(seconds(backoff, what=f"{what}, backoff"), f"{what}, backoff"),
+        check_seconds(seconds(max_backoff, what=f"{what}, max_backoff"), f"{what}, max_backoff"),
         lifetime if mode == "prefork" and hard is None else hard,
         soft,
         None if concurrency is None else _count(concurrency, f"{what}, concurrency", 1),
@@ -107,24 +107,31 @@ def policy(
     )
 
 
-def check_function(function: Callable[..., Any], what: str) -> inspect.Signature:
-    """The signature of a function that can be a task.
+def check_function(function: Callable[..., Any], what: str) -> None:
+    """See that the function can be a task.
 
     Raises:
         UsageError: it cannot.
     """
+    parameters = _parameters(function, what)
+    for name in OPTIONS:
+        if name in parameters:
+            raise UsageError(f"{what}: its parameter {name!r} is an option of put(); give it another name")
+
+
+def _parameters(function: Callable[..., Any], what: str) -> Collection[str]:
+    if code := plain_code(function):
+        return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    import inspect
+
     if not callable(function) or isinstance(function, type):
         raise UsageError(f"{what}: put it above a function")
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         raise UsageError(f"{what}: put it above a plain function; use asyncio.run() inside one for coroutines")
     try:
-        signature = inspect.signature(function)
+        return inspect.signature(function).parameters
     except (TypeError, ValueError):
         raise UsageError(f"{what}: its arguments cannot be known; put @task above a function of your own") from None
-    for name in OPTIONS:
-        if name in signature.parameters:
-            raise UsageError(f"{what}: its parameter {name!r} is an option of put(); give it another name")
-    return signature
 
 
 def check_name(name: Any, what: str) -> str:

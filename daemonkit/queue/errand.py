@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 from daemonkit.core.duration import describe
 from daemonkit.core.logs import Sink
 from daemonkit.errors import TaskTimeout, told
-from daemonkit.processes import child
+from daemonkit.processes import child, modules
 from daemonkit.processes.wire import Message, Wire
 from daemonkit.queue import current, payload
 from daemonkit.queue.broker import Reservation
@@ -26,6 +26,7 @@ _REHEARSALS: Final = 64
 DONE: Final = 1
 FAILED: Final = 2  # payload: the error in a line, then its traceback
 PROGRESS: Final = 3  # payload: how far it has come
+LEARNED: Final = 4  # payload: names of modules that it had to import
 
 
 def request(name: str, reservation: Reservation, policy: Policy) -> bytes:
@@ -85,6 +86,8 @@ class Errands:
     def _do(self, number: int, task: Task[..., Any], body: bytes, soft_timeout: float | None) -> None:
         call = payload.decode(body)  # as the consumer has done: it is well formed
         kind, words = perform(task, call, soft_timeout, self._hooks)
+        if names := modules.harmless(modules.fresh()):
+            self._results.send(LEARNED, number, modules.pack(names))
         self._results.send(kind, number, words)
         if kind == FAILED:
             sys.exit(child.FAILED)

@@ -5,6 +5,7 @@ One for all: two would be taken in one order by a put, and in the other by a for
 
 from __future__ import annotations
 
+import logging  # noqa: F401 - it has a lock over forks, too, which is to be taken after ours: the last hook runs first
 import os
 import threading
 from collections.abc import Callable

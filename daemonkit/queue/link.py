@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from daemonkit.core.chance import about
 from daemonkit.errors import BrokerError
 from daemonkit.queue.broker import Broker, Exchange, Outcome, Release, Reservation
 
@@ -16,17 +16,27 @@ log = logging.getLogger("daemonkit.queue")
 
 _FIRST: Final = 0.1  # seconds until a broker that cannot be reached is tried again; doubled
 _LONGEST: Final = 30.0  # up to this
+_LATE: Final = 1.0  # seconds until what has come too late is handed out again: a ttr may be shorter than that takes
 _SHARE: Final = 0.9  # of a ttr, in which a task is to be done: the rest is for telling it
 
 
 class Link:
     """Holds what is to be told until it has been told.  Moments are monotonic seconds."""
 
-    def __init__(self, connect: Callable[[], Broker], show: Callable[[str], object]) -> None:
-        """Connect by ``connect`` with the first exchange; ``show`` is told whether the broker can be reached."""
+    def __init__(
+        self, connect: Callable[[], Broker], announce: Callable[[Broker], object], show: Callable[[str], object]
+    ) -> None:
+        """Nothing is connected yet.
+
+        Args:
+            connect: called with the first exchange.
+            announce: called with the first, and after each time that the broker could not be reached.
+            show: told whether it can be.
+        """
         self.outcomes: list[Outcome] = []  # not told yet
         self.asked = 0.0  # when the last exchange has begun
         self._connect = connect
+        self._announce = announce
         self._show = show
         self._broker: Broker | None = None
         self._trouble: str | None = None  # with a part of it
@@ -69,7 +79,10 @@ class Link:
         try:
             if self._broker is None:
                 self._broker = self._connect()
+                self._announce(self._broker)
                 self._show_all()
+            elif self._pause:
+                self._announce(self._broker)  # it may be another file, or a server that has forgotten us
             self.asked = time.monotonic()
             found = self._broker.exchange(self.outcomes, room if count else {}, count)
         except BrokerError as error:
@@ -93,7 +106,7 @@ class Link:
         if not late:
             return found
         log.error("%d task(s) were handed out so late that their ttr may be up: they are given back", len(late))
-        self.outcomes += map(Release, late)
+        self.outcomes += [Release(each, _LATE) for each in late]
         return found._replace(reserved=[each for each in found.reserved if each not in late])
 
     def tell(self, outcome: Outcome, now: float) -> None:
@@ -137,13 +150,11 @@ class Link:
             log.error("%s; tried again until it can be reached", error)
             self._show(f"broker lost: {error}")
         self._pause = min(self._pause * 2, _LONGEST) if self._pause else _FIRST
-        self._next = now + self._pause * random.uniform(0.8, 1.2)
+        self._next = now + about(self._pause, 0.2)
 
 
 def next_look(found: Exchange, room: int, now: float) -> float:
     """When to ask for more after an exchange that had ``room``, if nobody says before that there is more."""
     if len(found.reserved) >= room:
         return math.inf  # the next end of a task makes room
-    if found.reserved:
-        return now  # another queue may have had room for more
     return math.inf if found.due is None else now + found.due

@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from daemonkit.errors import PayloadError, UsageError
 
+MOST: Final = 2**24  # bytes of a result, or of a progress: a server that refuses larger ones would be told for ever
+
 
 class Call(NamedTuple):
     """What a body asks for."""
@@ -50,19 +52,23 @@ def encode(name: str, args: Collection[Any], kwargs: dict[str, Any]) -> bytes:
 
 def canonical(name: str, arguments: Mapping[str, Any]) -> bytes:
     """What is the same for all calls with these arguments, in whatever order they are given."""
-    return json.dumps([name, arguments], sort_keys=True, default=repr).encode()
+    sent = json.loads(json.dumps([name, arguments], default=repr))  # all keys are texts there, and so can be sorted
+    return json.dumps(sent, sort_keys=True).encode()
 
 
 def encode_result(value: object) -> bytes:
     """What a task has returned, as JSON.
 
     Raises:
-        PayloadError: JSON has no such thing.
+        PayloadError: JSON has no such thing, or it is too large.
     """
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise PayloadError(f"the result cannot be kept: {error}; results are kept as JSON") from None
+    if len(text) > MOST:
+        raise PayloadError(f"the result cannot be kept: {len(text)} bytes of JSON; {MOST} are the most")
+    return text
 
 
 def decode(body: bytes) -> Call:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import select
+import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from daemonkit.errors import PayloadError
-from daemonkit.processes.worker import LONGEST, StopFlag
+from daemonkit.processes.stopflag import LONGEST, StopFlag
 from daemonkit.queue import current, errand, payload
 from daemonkit.queue.broker import Broker, Delete, Outcome, Release, Reservation, Touch
 from daemonkit.queue.connect import connect
@@ -38,7 +39,7 @@ class Prefork:
         self._queue = next(iter(tasks.values())).policy.queue
         self._batch = 1
         self._told_at = 0.0  # monotonic seconds
-        self._link = Link(self._connect, stop.doing)
+        self._link = Link(self._connect, self._announce, stop.doing)
 
     def run(self, hooks: tuple[Callable[[], Any], ...]) -> None:
         """Consume until the flag is set."""
@@ -54,10 +55,12 @@ class Prefork:
     def _connect(self) -> Broker:
         broker = connect(self._url)
         broker.watch()
-        broker.announce([self._queue], 1)
         if count := broker.recover():
             log.warning("%d task(s) of a consumer that has ended are tried again", count)
         return broker
+
+    def _announce(self, broker: Broker) -> None:
+        broker.announce([self._queue], 1)
 
     def _turn(self) -> None:
         now = time.monotonic()
@@ -121,4 +124,9 @@ class Prefork:
         """A task has come so far: what it says too soon after the last is left out."""
         if (now := time.monotonic()) >= self._told_at + PAUSE:
             self._told_at = now
-            self._link.tell(Touch(reservation, progress), now)
+            # The task's time-out waits: in the middle of this it would look as if the broker did not answer.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+            try:
+                self._link.tell(Touch(reservation, progress), now)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)

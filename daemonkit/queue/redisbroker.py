@@ -134,13 +134,7 @@ class RedisBroker(Broker):
         self._queues = frozenset(queues)
         words = json.dumps([sorted(self._queues), concurrency])
         dead = [owner for owner, _, _ in self._announced() if is_dead(owner)]
-
-        def act(client: Any) -> None:
-            if dead:
-                client.hdel(self._key("consumers"), *dead)
-            client.hset(self._key("consumers"), self._owner, words)
-
-        self._do(act)
+        self._run(scripts.ANNOUNCE, [self._owner, words, *dead])
         self._connection.stop_listening()  # to be told of others' lists under these names as well
 
     def consumers(self) -> list[ConsumerInfo]:
@@ -266,28 +260,15 @@ class RedisBroker(Broker):
         return found
 
     def stores(self) -> frozenset[str]:
-        def act(client: Any) -> str:
-            client.set(self._key("store"), uuid.uuid4().hex, nx=True)
-            return str(client.get(self._key("store")).decode())
-
-        return frozenset([self._do(act)])
+        return frozenset([self._run(scripts.STORE, [uuid.uuid4().hex]).decode()])
 
     def ahead(self, task: Task) -> int:
         key = self._key("ready", task.queue)
         return int(self._do(lambda client: client.zrank(key, f"{int(task.id):016d}")) or 0)
 
     def pause(self, queue: str, seconds: float, reason: str | None = None) -> None:
-        key, left = self._key("paused", check_queue(queue)), milliseconds(check_seconds(seconds, "pause"))
-
-        def act(client: Any) -> None:
-            client.sadd(self._key("queues"), queue)
-            if left:
-                client.set(key, reason or "", px=left)
-            else:
-                client.delete(key)
-            client.set(self._key("wake", queue), "")
-
-        self._do(act)
+        left = milliseconds(check_seconds(seconds, "pause"))
+        self._run(scripts.PAUSE, [check_queue(queue), left, reason or ""])
 
     def empty(self, queue: str, states: Iterable[State] = (State.READY, State.DELAYED, State.BURIED)) -> int:
         self._take_in(queue)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 from typing import Final
 
+from daemonkit.core.chance import chance
 from daemonkit.processes.children import Child
 from daemonkit.processes.receipt import Receipt
 from daemonkit.queue.broker import Bury, Release, Reservation, Touch
@@ -21,6 +21,28 @@ REASON: Final = 20_000  # characters of a failure that are kept
 PAUSE: Final = 1.0  # seconds between two tellings of how far a task has come
 
 
+class Pulse:
+    """When the broker is told again that a task is being done, and how far it has come."""
+
+    def __init__(self, reservation: Reservation, asked: float) -> None:
+        """The ttr runs since ``asked`` (monotonic seconds)."""
+        self.at = asked + reservation.ttr / TOUCHES
+        self._reservation = reservation
+        self._progress: str | None = None
+        self._told_at = 0.0
+
+    def tell(self, progress: str, now: float) -> None:
+        """It has come so far: that is told with the next touch, which comes soon."""
+        self._progress = progress
+        self.at = min(self.at, max(self._told_at + PAUSE, now))
+
+    def touch(self, now: float) -> Touch:
+        """What the broker is told to let its ttr begin anew."""
+        progress, self._progress, self._told_at = self._progress, None, now
+        self.at = now + self._reservation.ttr / TOUCHES
+        return Touch(self._reservation, progress)
+
+
 class Run:
     """From its reservation to its outcome."""
 
@@ -32,29 +54,16 @@ class Run:
         self.stderr: Stderr
         self.began = now
         self.due = math.inf if policy.timeout is None else now + policy.timeout
-        self.touch_at = asked + reservation.ttr / TOUCHES
+        self.pulse = Pulse(reservation, asked)
         self.kind = 0  # what its process has said: errand.DONE, FAILED; 0: nothing
         self.words = b""  # its result, or why it has failed
         self.is_given_back = False  # it is ended because the daemon stops
         self.is_ours = True
-        self._progress: str | None = None  # to be told to the broker
-        self._told_at = 0.0
 
     @property
     def moment(self) -> float:
         """When something is to be done about it."""
-        return min(self.touch_at, self.due)
-
-    def tell(self, progress: str, now: float) -> None:
-        """It has come so far: the broker is told with the next touch, which comes soon."""
-        self._progress = progress
-        self.touch_at = min(self.touch_at, max(self._told_at + PAUSE, now))
-
-    def touch(self, now: float) -> Touch:
-        """What the broker is told to let its ttr begin anew."""
-        progress, self._progress, self._told_at = self._progress, None, now
-        self.touch_at = now + self.reservation.ttr / TOUCHES
-        return Touch(self.reservation, progress)
+        return min(self.pulse.at, self.due)
 
     def reason(self, receipt: Receipt, printed: str) -> str:
         """Why it has failed: in a line, with how its process ended; its traceback; the last that it has ``printed``."""
@@ -77,7 +86,7 @@ def fail(reservation: Reservation, policy: Policy, reason: str) -> Release | Bur
     if attempt > policy.max_retries:
         return bury(reservation, reason)
     why, _, trace = reason.partition("\n")
-    delay = policy.wait(reservation.failures, random.random())
+    delay = policy.wait(reservation.failures, chance())
     what = f"attempt {attempt} of {policy.max_retries + 1}, again in {delay:.1f} s"
     log.warning("%s: %s; %s%s", reservation, why, what, trace and f"\n{trace}")
     return Release(reservation, delay, reason)

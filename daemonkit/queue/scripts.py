@@ -4,8 +4,9 @@ Keys, after the prefix: ``task:ID`` a hash; ``ready:``, ``delayed:``, ``reserved
 ids, scored by priority, time, time and time; ``keys:QUEUE`` the keys of tasks; ``paused:QUEUE``; ``wake:QUEUE``,
 written when there is something to reserve, which consumers are told of; ``queues``, ``ids``, ``tokens``, ``consumers``.
 
-All times are the server's, in milliseconds.  The first write of a script that makes room is one that the server takes
-when its memory is full: then it takes the others, too.
+All times are the server's, in milliseconds.  Tokens are its microseconds, and more than the last one: a server that has
+forgotten some, as it was emptied, restarted or replaced by its replica, gives none of them again.  The first write of a
+script that makes room is one that the server takes when its memory is full: then it takes the others, too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Final
 HEAD: Final = """
 local P = KEYS[1]
 local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local now, micros = t[1] * 1000 + math.floor(t[2] / 1000), t[1] * 1000000 + t[2]
 local function of(kind, queue) return P .. kind .. ':' .. queue end
 local function task(id) return P .. 'task:' .. id end
 local function wide(id) return string.format('%016d', id) end
@@ -150,6 +151,7 @@ for i = at, #ARGV, 4 do
     earlier(pause)
   end
 end
+local last = math.max(tonumber(redis.call('GET', P .. 'tokens') or '0'), micros)
 while #found < count do
   local best, best_score, best_member
   for _, queue in ipairs(queues) do
@@ -166,15 +168,16 @@ while #found < count do
   if not best then break end
   local id = narrow(best_member)
   redis.call('ZREM', of('ready', best), best_member)
-  local token = redis.call('INCR', P .. 'tokens')
+  local token = string.format('%d', last + #found + 1)
   local ttr = get(id, 'ttr')
   redis.call('HSET', task(id), 'token', token, 'owner', owner)
   redis.call('HINCRBY', task(id), 'reserves', 1)
   redis.call('ZADD', of('reserved', best), now + ttr, best_member)
   room[best] = room[best] - 1
   local each = redis.call('HMGET', task(id), 'body', 'priority', 'failures', 'key')
-  found[#found + 1] = {best, id, token, each[1], each[2], ttr, each[3] or '0', each[4] or ''}
+  found[#found + 1] = {best, id, last + #found + 1, each[1], each[2], ttr, each[3] or '0', each[4] or ''}
 end
+if #found > 0 then redis.call('SET', P .. 'tokens', string.format('%d', last + #found)) end
 for _, queue in ipairs(queues) do
   for _, kind in ipairs({'delayed', 'reserved'}) do
     local first = redis.call('ZRANGE', of(kind, queue), 0, 0, 'WITHSCORES')
@@ -205,6 +208,35 @@ for _, queue in ipairs(redis.call('SMEMBERS', P .. 'queues')) do
   end
 end
 return count
+"""
+
+# owner, what it consumes, then owners that have ended
+ANNOUNCE: Final = """
+may_grow()
+for i = 3, #ARGV do redis.call('HDEL', P .. 'consumers', ARGV[i]) end
+redis.call('HSET', P .. 'consumers', ARGV[1], ARGV[2])
+return 1
+"""
+
+# queue, milliseconds, reason
+PAUSE: Final = """
+local queue, left = ARGV[1], tonumber(ARGV[2])
+may_grow()
+redis.call('SADD', P .. 'queues', queue)
+if left > 0 then
+  redis.call('SET', of('paused', queue), ARGV[3], 'PX', left)
+else
+  redis.call('DEL', of('paused', queue))
+end
+wake(queue)
+return 1
+"""
+
+# a name for the store, if it has none
+STORE: Final = """
+may_grow()
+redis.call('SETNX', P .. 'store', ARGV[1])
+return redis.call('GET', P .. 'store')
 """
 
 KICK: Final = """

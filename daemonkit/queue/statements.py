@@ -114,7 +114,7 @@ FIRST: Final = f"""SELECT * FROM (
 FIRST_OF_ALL: Final = """SELECT id, queue, priority, ttr, failures, key, body FROM (
 {each} ORDER BY priority, id LIMIT ?) JOIN body USING(id) ORDER BY priority, id"""
 RESERVE: Final = f"UPDATE task SET state={RESERVED}, due=?, token=?, owner=?, reserves=reserves+1 WHERE id=?"
-NEXT_TOKENS: Final = "UPDATE counter SET token=token+?"
+NEXT_TOKENS: Final = "UPDATE counter SET token=max(token, ?)+?"
 TOKEN: Final = "SELECT token FROM counter"
 PAUSED: Final = "SELECT id FROM queue WHERE paused_until>?"
 

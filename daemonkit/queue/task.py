@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -11,9 +10,12 @@ from daemonkit.errors import PayloadError, UsageError
 from daemonkit.queue import payload
 from daemonkit.queue.broker import NewTask
 from daemonkit.queue.declare import Policy, check_function
+from daemonkit.queue.forking import exclusively
 from daemonkit.queue.handle import Handle
 
 if TYPE_CHECKING:
+    import inspect
+
     from daemonkit.queue.outlet import Outlet
 
 P = ParamSpec("P")
@@ -29,8 +31,21 @@ class Task(Generic[P, R]):
         self.name = name
         self.function = function
         self.policy = policy
-        self.signature: inspect.Signature = check_function(function, f"@task {name}")
+        check_function(function, f"@task {name}")
+        self._signature: inspect.Signature | None = None
         self._outlet = outlet
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """How it may be called."""
+        if self._signature is None:
+            # Not with the module: processes that only run tasks need it not.  The lock: of a fork in the middle of an
+            # import, the child could never import that.
+            with exclusively:
+                import inspect
+
+                self._signature = inspect.signature(self.function)
+        return self._signature
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function, here and now."""
@@ -143,7 +158,8 @@ class Task(Generic[P, R]):
     def _digest(self, bound: inspect.BoundArguments) -> str:
         """The same for calls that mean the same, whichever way they are written."""
         # Not with the module: it brings OpenSSL, whose twenty mappings each fork of a task's process would copy.
-        import hashlib
+        with exclusively:
+            import hashlib
 
         bound.apply_defaults()
         return hashlib.sha256(payload.canonical(self.name, bound.arguments)).hexdigest()

@@ -69,10 +69,12 @@ class Waiter:
             found = connection.reply(b"reserve")
             self._queues = None
             if found.word == "RESERVED":
-                fields = connection.ask([b"stats-job %d" % found.number])[0].fields
-                command = b"release %d %s %d" % (found.number, fields["pri"].encode(), delay)
-                if connection.ask([command])[0].word == "RELEASED" and delay:
-                    self._given = fields["tube"], found.number
+                stats = connection.ask([b"stats-job %d" % found.number])[0]
+                if stats.word == "OK":  # else its ttr was up before we came to hear of it, and others have done it
+                    fields = stats.fields
+                    command = b"release %d %s %d" % (found.number, fields["pri"].encode(), delay)
+                    if connection.ask([command])[0].word == "RELEASED" and delay:
+                        self._given = fields["tube"], found.number
         except BrokerError:
             self.close()
             raise

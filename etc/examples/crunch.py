@@ -11,8 +11,7 @@ Change this file and ``daemonkit reload crunch``: the workers are replaced one b
 import logging
 import os
 
-from daemonkit import every, main, on, worker
-from daemonkit.processes.worker import StopFlag
+from daemonkit import StopFlag, every, main, on, worker
 
 log = logging.getLogger("crunch")
 BLOCK = 10_000  # numbers in one piece of work

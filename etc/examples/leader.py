@@ -15,13 +15,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from typing import TYPE_CHECKING
 
-from daemonkit import cluster, current_leadership, main, on, worker
+from daemonkit import StopFlag, cluster, current_leadership, main, on, worker
 from daemonkit.errors import CoordinatorError, CoordinatorTimeout
-
-if TYPE_CHECKING:
-    from daemonkit.processes.worker import StopFlag
 
 log = logging.getLogger("leader")
 

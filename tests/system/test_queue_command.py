@@ -56,6 +56,15 @@ def test_a_body_that_is_no_text_is_shown_all_the_same(box: Box) -> None:
     assert json.loads(run(box, "peek", "mail", "--json"))[0]["body_base64"] == "/wA="
 
 
+def test_what_a_terminal_would_obey_is_shown_and_not_sent_to_it(box: Box) -> None:
+    box.call("queue", "put", "mail", "first\nsecond \x1b]0;owned\x07")
+    box.call("queue", "bury", "1", "--reason", "no \x1b]0;owned\x07")
+    peeked = box.call("queue", "peek", "--id", "1").stdout
+    assert "reason: no \\x1b]0;owned\\x07\n" in peeked
+    assert peeked.endswith("body: first\nsecond \\x1b]0;owned\\x07\n")
+    assert "no \\x1b]0;owned\\x07\n" in box.call("queue", "why", "1").stdout
+
+
 def test_tasks_are_buried_kicked_and_deleted_by_hand(box: Box) -> None:
     for body in "abc":
         run(box, "put", "mail", body)
@@ -69,6 +78,29 @@ def test_tasks_are_buried_kicked_and_deleted_by_hand(box: Box) -> None:
     assert run(box, "kick", "--id", "2", code=1) == "daemonkit: not kicked: 2: neither buried nor delayed\n"
     assert run(box, "empty", "mail", "--yes") == "deleted 2 task(s) of mail\n"
     assert run(box, "stats") == f"no tasks at sqlite:{box.run_dir}/queue.db\n"
+
+
+def test_what_was_done_is_printed_for_programs_as_well(box: Box, url: str) -> None:
+    def said(*args: str, code: int = 0) -> object:
+        done = box.call("queue", *args, "--json")
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout)
+
+    for _ in range(3):
+        run(box, "put", "mail", "x")
+    assert said("bury", "1", "9", code=1) == {"buried": ["1"], "refused": ["9"]}
+    assert said("why", "1") == {"id": "1", "why": run(box, "why", "1").splitlines()}
+    assert said("kick", "mail", "5") == {"queue": "mail", "kicked": 1}
+    assert said("kick", "--id", "1", code=1) == {"kicked": [], "refused": ["1"]}
+    assert said("delete", "1") == {"deleted": ["1"], "refused": []}
+    assert said("pause", "mail", "5m") == {"queue": "mail", "paused": 300.0}
+    assert said("resume", "mail") == {"queue": "mail", "paused": None}
+    assert said("move", "mail", "slow", "-n", "1") == {"queue": "mail", "target": "slow", "moved": 1}
+    assert said("empty", "slow", "--yes") == {"queue": "slow", "deleted": 1}
+    assert said("drain", "slow") == {"queue": "slow", "left": 0}
+    own = f"sqlite:{box.run_dir}/queue.db"
+    assert said("migrate", own, url) == {"moved": 1, "queues": ["mail"], "refused": {}, "reserved": 0}
+    assert said("doctor", url) == {"broker": url, "lost": run(box, "doctor", url).splitlines()}
 
 
 def test_empty_asks_first_and_deletes_only_what_is_named(box: Box) -> None:

@@ -214,6 +214,7 @@ def test_a_plain_call_still_calls_and_wrong_arguments_are_told_to_the_producer(b
         ("@task\ndef f(): pass\n@task\ndef f(): pass", "there is a task named 'f' already; give this one a name="),
         ("task(max)", "its arguments cannot be known; put @task above a function of your own"),
         ("@task(soft_timeout=1e300)\ndef f(): pass", "@task f, soft_timeout=1e+300 must be"),
+        ("@task(max_backoff=1e300)\ndef f(): pass", "@task f, max_backoff=1e+300 must be"),
         ("@task(bogus=1)\ndef f(): pass", "bogus"),
     ],
 )
@@ -258,6 +259,53 @@ def fail(how):
 """
 
 
+def test_a_task_that_writes_nonsense_into_all_that_is_open_takes_no_other_with_it(
+    box: Box, make: Make, gate: Gate
+) -> None:
+    mailer = make(f"""
+        @task(max_retries=0)
+        def wait():
+            note("begun")
+            wait_for({str(box.path / "gate")!r})
+            note("done")
+        @task(max_retries=0)
+        def nonsense():
+            for fd in range(3, 64):
+                for junk in (b"x", b"", bytes(9), bytes([9, 1]) + bytes(8)):
+                    try:
+                        os.write(fd, junk)
+                    except OSError:
+                        pass
+            note("written")
+    """)
+    mailer.start()
+    mailer.put("beat.wait.put()")
+    mailer.await_out("begun")
+    mailer.put("beat.nonsense.put()")
+    mailer.await_out("written")
+    gate.open()
+    mailer.await_empty()
+    assert mailer.await_out("done") == ["begun", "written", "done"]
+
+
+def test_what_one_task_had_to_import_is_there_for_the_next_but_nothing_of_the_users(box: Box, make: Make) -> None:
+    (box.path / "settings.py").write_text("")
+    mailer = make("""
+        import sys
+        @task(concurrency=1)
+        def send(number):
+            before = [name for name in ("settings", "sqlite3", "inspect", "imaplib") if name in sys.modules]
+            import settings, imaplib
+            if number < 3:
+                send.put(number + 1)
+            note(number, *before, ".")
+    """)
+    mailer.start()
+    mailer.put("beat.send.put(1)")
+    mailer.await_out(".", 3)
+    assert mailer.await_out(".", 3) == ["1 .", "2 sqlite3 inspect imaplib .", "3 sqlite3 inspect imaplib ."]
+
+
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
@@ -284,6 +332,20 @@ def test_row_32_a_task_that_fails_is_tried_again_then_buried_with_the_reason(
     box.await_log(f"beat: task default {id}[", 6)
     assert mailer.broker.kick_task(id)
     mailer.await_out("try", 6)
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "redis", "beanstalk"])
+def test_each_broker_takes_the_longest_backoff(box: Box, make: Make, tmp_path: Path, engine: str) -> None:
+    with contextlib.ExitStack() as stack:
+        if engine != "sqlite":
+            box.environ["DAEMONKIT_BROKER"] = stack.enter_context(broker_server(engine, tmp_path)).url
+        mailer = make("@task(backoff=2**32 - 1, max_backoff=2**32 - 1)\ndef fail(): 1 / 0\n")
+        url = box.environ.get("DAEMONKIT_BROKER", mailer.broker.url)
+        with contextlib.closing(connect(url)) as broker:
+            broker.put_many("default", [NewTask(call("fail"))] * 10)
+            mailer.start()
+            mailer.await_broker_of(broker, lambda: [each[1:5] for each in broker.stats()] == [(0, 10, 0, 0)])
+        assert box.call("kill", "beat").returncode == 0
 
 
 def test_row_32_a_task_that_takes_too_long_is_killed_with_what_it_has_started(box: Box, make: Make) -> None:
@@ -760,6 +822,26 @@ def test_results_are_kept_for_whom_asks_and_failures_are_told(
         assert box.call("kill", "beat").returncode == 0
 
 
+def test_what_no_broker_could_be_told_is_the_tasks_own_failure(make: Make) -> None:
+    mailer = make(
+        """
+        from daemonkit import current_task
+        @task(keep_result=60, max_retries=0)
+        def large(): return "x" * 2**24
+        @task(max_retries=0)
+        def much(): current_task.progress("x" * 2**24)
+        """
+    )
+    mailer.push(call("large"))
+    mailer.push(call("much"))
+    mailer.start()
+    reasons = {str(task.reason).partition(" (pid")[0] for task in mailer.await_buried(2)}
+    assert reasons == {
+        "PayloadError: the result cannot be kept: 16777218 bytes of JSON; 16777216 are the most",
+        "UsageError: progress: 16777218 bytes of JSON; 16777216 are the most",
+    }
+
+
 def test_a_wrong_broker_is_told_in_a_sentence(box: Box, make: Make) -> None:
     mailer = make("@task\ndef say(): pass\n", "--broker", "sqlight:/tmp/x")
     mailer.start()
@@ -862,6 +944,24 @@ def test_row_33_on_a_full_disk_nothing_is_lost_and_with_room_all_is_done(box: Bo
             mailer.await_out(f"said {n}\n")
         mailer.await_broker_of(broker, lambda: not broker.stats())
         assert box.call("kill", "beat").returncode == 0
+
+
+@pytest.mark.parametrize("mode", ["fork", "prefork"])
+def test_a_consumer_announces_itself_also_in_a_new_file(box: Box, make: Make, mode: str) -> None:
+    path = box.path / "queue.db"
+    mailer = make(f"@task(mode={mode!r})\ndef say(n): note('said', n)\n", "--broker", f"sqlite:{path}")
+    box.environ["DAEMONKIT_CONCURRENCY"] = "1"
+    mailer.start()
+    with contextlib.closing(connect(f"sqlite:{path}")) as broker:
+        broker.put("default", NewTask(call("say", 1)))
+        mailer.await_out("said 1")
+        mailer.await_broker_of(broker, lambda: not broker.stats())
+    for suffix in ("-lock", "-shm", "", "-wal"):  # the last is what it watches
+        (box.path / f"queue.db{suffix}").unlink()
+    with contextlib.closing(connect(f"sqlite:{path}")) as broker:
+        broker.put("default", NewTask(call("say", 2)))
+        mailer.await_out("said 2")
+        assert [(each.queues, each.concurrency) for each in broker.consumers()] == [(("default",), 1)]
 
 
 def test_row_33_a_damaged_file_is_told_and_a_new_one_is_used_when_it_is_moved_away(box: Box, make: Make) -> None:
@@ -997,6 +1097,30 @@ def test_the_progress_of_a_task_in_a_kept_process_is_shown(make: Make, gate: Gat
     mailer.await_empty()
 
 
+def test_a_time_out_that_comes_while_progress_is_told_is_raised_right_after_it(make: Make) -> None:
+    mailer = make(
+        """
+        import subprocess
+        from daemonkit import current_task
+        @task("quick", mode="prefork", max_retries=0, soft_timeout=0.5)
+        def slow(lock):
+            other = subprocess.Popen(["flock", lock, "sh", "-c", "echo; exec sleep 1"], stdout=subprocess.PIPE)
+            with other:
+                other.stdout.readline()
+                current_task.progress("the lock is another's")
+                note("the time-out was lost")
+        """,
+        *("--concurrency", "1"),
+    )
+    mailer.push(call("slow", f"{mailer.box.run_dir}/queue.db-lock"), "quick")
+    mailer.start()
+    mailer.await_broker(lambda: [each[1:4] for each in mailer.broker.stats()] in ([], [(0, 0, 0)]))
+    assert mailer.out.read_text() == ""
+    (task,) = mailer.buried("quick")
+    assert "TaskTimeout: not done after its time-out, 500ms" in str(task.reason)
+    assert task.progress == '"the lock is another\'s"'
+
+
 def test_a_kept_process_that_has_nothing_to_do_is_not_taken_for_one_that_hangs(box: Box, make: Make) -> None:
     mailer = make("@task('quick', mode='prefork', ttr=0.1)\ndef idle(): note('done')\n", "--concurrency", "1")
     mailer.start()
@@ -1085,6 +1209,31 @@ def test_a_task_that_prints_without_end_holds_up_nobody(box: Box, make: Make) ->
     assert (task.reason or "").endswith("x" * 1000)
 
 
+def test_tasks_that_tell_their_progress_without_end_hold_up_nobody(box: Box, make: Make) -> None:
+    mailer = make(
+        """
+        from daemonkit import current_task
+        @task
+        def flood():
+            note("flood")
+            while True:
+                current_task.progress("x" * 1000)
+        @task
+        def calm(): note("calm")
+        """,
+        *("--concurrency", "8", "--graceful-timeout", "2"),
+    )
+    mailer.start()
+    os.setpriority(os.PRIO_PROCESS, mailer.consumer(), 19)  # they are faster than it can be
+    mailer.broker.put_many("default", [NewTask(call("flood"))] * 6)
+    mailer.await_out("flood", 6)
+    for _ in range(3):
+        mailer.push(call("calm"))
+    mailer.await_out("calm", 3)
+    assert box.call("kill", "beat").returncode == 0
+    assert [each[:5] for each in mailer.broker.stats()] == [("default", 6, 0, 0, 0)]
+
+
 def test_without_descriptors_fewer_tasks_run_at_once_and_none_is_thrown_about(box: Box, make: Make) -> None:
     mailer = make("@task\ndef say(n): note('said', n)\n", "--concurrency", "200")
     for n in range(120):
@@ -1105,9 +1254,10 @@ def test_unique_means_the_same_call_however_it_is_written(box: Box, make: Make) 
     from beat import say
     calls = [say.put(1), say.put(1, 2), say.put(a=1, b=2), say.put(b=2, a=1)]
     print({each.id for each in calls}, say.put(1, 3).id != "1")
+    print(say.put({1: 2, "a": 3}).id == say.put({"a": 3, "1": 2}).id)
     """
     done = mailer.put(program)
-    assert (done.stdout, done.stderr) == ("{'1'} True\n", "")
+    assert (done.stdout, done.stderr) == ("{'1'} True\nTrue\n", "")
 
 
 def test_a_stop_gives_back_what_a_kept_process_has_not_begun(box: Box, make: Make, gate: Gate) -> None:

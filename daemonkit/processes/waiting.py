@@ -1,0 +1,65 @@
+"""The calls of a pool that no child has."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from daemonkit.errors import PoolFull
+from daemonkit.processes.future import Call
+
+
+class Waiting:
+    """Calls in their order, as many as there is room for; under the pool's lock."""
+
+    def __init__(self, lock: threading.RLock, most: int | None) -> None:
+        """None yet; room for ``most`` (None: any number), and ``lock`` is given up while one waits for room."""
+        self.calls: deque[Call] = deque()
+        self._most = most
+        self._room = threading.Condition(lock)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room."""
+        return self._most is not None and len(self.calls) >= self._most
+
+    def await_room(self, call: Call, check: Callable[[], None]) -> None:
+        """Return when ``call`` can be added; ``check`` says, by an exception, if it cannot any more.
+
+        Raises:
+            PoolFull: there is no room, and the call's limits say not to wait for it.
+        """
+        while self.is_full:
+            if not call.limits.block:
+                raise PoolFull(f"submit {call.name}: {self._most} calls wait already (max_pending)")
+            self._room.wait()
+            check()
+
+    def tell_room(self) -> None:
+        """There may be room: have those look who wait for it."""
+        if self._most is not None:
+            self._room.notify_all()
+
+    def put_back(self, calls: list[Call]) -> None:
+        """They were with a child, and are the first again."""
+        self.calls.extendleft(reversed(calls))
+
+    def forget(self, call: Call) -> None:
+        """It was withdrawn, and takes no room; if there is no bound, it is passed over when its turn comes."""
+        if self._most is not None and self.remove(call):
+            self._room.notify()
+
+    def remove(self, call: Call) -> bool:
+        """Take it out; False if it is not there."""
+        if call not in self.calls:
+            return False
+        self.calls.remove(call)
+        return True
+
+    def take_all(self) -> list[Call]:
+        """Take out all of them."""
+        calls = list(self.calls)
+        self.calls.clear()
+        self.tell_room()
+        return calls
