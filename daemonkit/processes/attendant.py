@@ -16,6 +16,7 @@ class Attendant:
         self._lock = threading.RLock()  # a descriptor that is closed may soon be somebody else's
         self._thread: threading.Thread | None = None
         self._wakeup = -1
+        self._is_asked = False
 
     def attend(self, run: Callable[[], None]) -> None:
         """Start it, or wake it; it does ``run``, and ``end`` last.
@@ -37,6 +38,16 @@ class Attendant:
         with self._lock:
             if self._wakeup >= 0:
                 os.eventfd_write(self._wakeup, 1)
+
+    def ask(self) -> None:
+        """As ``wake``, and nothing while it has been asked and has not said yet that it ``looks``; under one lock."""
+        if not self._is_asked:
+            self.wake()
+            self._is_asked = True
+
+    def looks(self) -> None:
+        """In the thread, under the lock of those that ask: from now on it is to be asked again."""
+        self._is_asked = False
 
     def sleep(self, poll: select.poll, pause: float | None) -> set[int]:
         """In the thread: sleep for ``pause`` milliseconds at most; what of ``poll`` is ready."""

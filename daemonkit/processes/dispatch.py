@@ -1,6 +1,7 @@
 """Gives calls to children and outcomes to futures: one thread, one lock, one fork server.
 
-Any thread may submit; it sends the request itself if there is room, so that a call does not wait for a thread to wake.
+Any thread may submit, and does no more than to append the call: what is half done when an exception strikes there
+(control-C does at any line of the main thread) is no more than that.
 """
 
 from __future__ import annotations
@@ -73,10 +74,10 @@ class Dispatcher:
             self._gate.check()
             if self._waiting.is_full and not self._attendant.is_current():
                 self._waiting.await_room(call, self._gate.check)
-            server = self._server or self._start()
+            if self._server is None:
+                self._start()
             self._waiting.calls.append(call)
-            if len(self._waiting.calls) == 1:
-                self._fill(server)
+            self._attendant.ask()
 
     def withdraw(self, call: Call) -> bool:
         """Give the call to no child any more; False if one has begun it, or that was asked before."""
@@ -140,14 +141,13 @@ class Dispatcher:
 
     # The thread.
 
-    def _start(self) -> Server:
-        self._server = server = self._make_server(self._begun)
+    def _start(self) -> None:
+        self._server = self._make_server(self._begun)
         try:
             self._attendant.attend(self._run)
         except (OSError, RuntimeError):  # there is no room for it; there may be for the next call
             self._end()
             raise
-        return server
 
     def _end(self) -> None:
         with self._lock:
@@ -184,6 +184,7 @@ class Dispatcher:
             time.sleep(_LULL)
         ready = self._attendant.sleep(poll, pause)
         with self._lock:
+            self._attendant.looks()
             if server and ready:
                 self._hear(server, ready)
             self._expire()

@@ -43,6 +43,18 @@ class Runner(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Whoever keeps an account of calls."""
+
+    def awaited(self, call: Call) -> None:
+        """Somebody has asked for its outcome; told once."""
+        ...
+
+    def ended(self, call: Call) -> None:
+        """It has an outcome, or was cancelled; told once."""
+        ...
+
+
 class Call(Future[Any]):
     """One call.
 
@@ -50,19 +62,20 @@ class Call(Future[Any]):
     has been begun.  ``kill()`` ends that one, too.
     """
 
-    def __init__(self, runner: Runner, name: str, limits: Limits, request: bytes) -> None:
+    def __init__(self, runner: Runner, name: str, limits: Limits) -> None:
         """Use ``Pool.submit``."""
         super().__init__()
         self.name = name  # of the function
         self.pid: int | None = None  # the child's, while it runs and afterwards
         self.limits = limits
-        self.request = request  # the message that asks for it
+        self.request = b""  # the message that asks for it
         self.is_given = False  # a child has it
         self.is_begun = False  # it was the first that its child had: it runs
         self.attempts = 0  # children that ended before they began it
         self.fate: Fate | None = None
         self.is_awaited = False  # somebody has asked for its outcome
-        self.on_awaited: Callable[[Call], None] | None = None  # is told so
+        # Not by add_done_callback(): struck by control-C inside, that would leave the future locked for ever.
+        self.watcher: Watcher | None = None
         self._runner = runner
 
     @property
@@ -81,6 +94,7 @@ class Call(Future[Any]):
         """As the standard library's: take it back if no child has begun it."""
         if self._runner.withdraw(self) and super().cancel():
             self.set_running_or_notify_cancel()
+            self._end()
         return super().cancelled()
 
     def begin(self) -> None:
@@ -111,8 +125,22 @@ class Call(Future[Any]):
     def _await(self) -> None:
         if not self.is_awaited:
             self.is_awaited = True
-            if self.on_awaited:
-                self.on_awaited(self)
+            if self.watcher:
+                self.watcher.awaited(self)
+
+    def set_result(self, result: Any) -> None:
+        """Have it; for the runner."""
+        super().set_result(result)
+        self._end()
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Have it; for the runner."""
+        super().set_exception(exception)
+        self._end()
+
+    def _end(self) -> None:
+        if self.watcher:
+            self.watcher.ended(self)
 
     def _outcome(self) -> BaseException | None:
         return None if super().cancelled() else super().exception()

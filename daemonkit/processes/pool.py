@@ -8,7 +8,7 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from functools import partial
 from itertools import islice
 from types import TracebackType
@@ -131,22 +131,18 @@ class Pool(Executor):
         self, limits: Limits, is_collected: bool, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Call:
         dispatcher = self._dispatcher
-        name = getattr(fn, "__qualname__", None) or repr(fn)
+        call = Call(dispatcher, getattr(fn, "__qualname__", None) or repr(fn), limits)
         try:
-            pickle = pickled.dumps_call((fn, args, kwargs))
-        except Exception as error:  # noqa: BLE001 - it is the future's to tell
-            call = Call(dispatcher, name, limits, b"")
             if is_collected:
                 self._outcomes.expect(call)
-            call.set_exception(error)
-            return call
-        request = child_call.request(pickle, int(limits.max_rss or 0), limits.cpu or 0, self._prefix)
-        call = Call(dispatcher, name, limits, request)
-        if is_collected:
-            self._outcomes.expect(call)
-        try:
-            dispatcher.submit(call)
-        except BaseException:
+            try:
+                pickle = pickled.dumps_call((fn, args, kwargs))
+            except Exception as error:  # noqa: BLE001 - it is the future's to tell
+                call.set_exception(error)
+            else:
+                call.request = child_call.request(pickle, int(limits.max_rss or 0), limits.cpu or 0, self._prefix)
+                dispatcher.submit(call)
+        except BaseException:  # refused; or control-C, wherever it struck
             call.cancel()
             raise
         return call
@@ -263,24 +259,24 @@ class _Outcomes:
     """Finished calls that nobody has asked about yet."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._open = 0
+        # The lock is taken by itself: Condition's own way in is Python, where control-C may strike behind the taking.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._open: set[Call] = set()
         self._unread: OrderedDict[Call, None] = OrderedDict()
 
     def expect(self, call: Call) -> None:
-        with self._changed:
-            self._open += 1
-        call.on_awaited = self._forget
-        call.add_done_callback(self._done)
+        with self._lock:
+            call.watcher = self
+            self._open.add(call)
 
-    def _forget(self, call: Call) -> None:
-        with self._changed:
+    def awaited(self, call: Call) -> None:
+        with self._lock:
             self._unread.pop(call, None)
 
-    def _done(self, call: Future[Any]) -> None:
-        assert isinstance(call, Call)
-        with self._changed:
-            self._open -= 1
+    def ended(self, call: Call) -> None:
+        with self._lock:
+            self._open.discard(call)
             if not call.is_awaited and not call.cancelled():
                 self._unread[call] = None
                 if len(self._unread) > _UNREAD:
@@ -293,7 +289,7 @@ class _Outcomes:
     def take(self, timeout: float | None) -> Call | None:
         """The next one; None if none is left."""
         end = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
+        with self._lock:
             while True:
                 while self._unread:
                     call, _ = self._unread.popitem(last=False)
