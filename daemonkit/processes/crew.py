@@ -7,21 +7,21 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
+from daemonkit.processes.assignment import Assignment
 from daemonkit.processes.children import Child, Children
-from daemonkit.processes.future import Call
 from daemonkit.processes.kept import Kept
 from daemonkit.processes.receipt import Receipt
 from daemonkit.processes.rota import Rota
 
 _KEPT: Final = 1 << 62  # ids of calls of kept children begin here; below are those of children
 
-Begun = Callable[[Call], None]
+Begun = Callable[[Assignment], None]
 
 
 class Lost(NamedTuple):
     """A call whose child has ended without an outcome of it."""
 
-    call: Call
+    call: Assignment
     receipt: Receipt
 
 
@@ -30,7 +30,7 @@ class Crew(Protocol):
 
     has_started: bool  # it has forked once
 
-    def take(self, call: Call, width: int) -> bool:
+    def take(self, call: Assignment, width: int) -> bool:
         """Give the call to a child; False if ``width`` run already.
 
         Raises:
@@ -38,30 +38,30 @@ class Crew(Protocol):
         """
         ...
 
-    def find(self, number: int) -> Call | None:
+    def find(self, number: int) -> Assignment | None:
         """The call of an outcome."""
         ...
 
-    def finish(self, number: int) -> Call | None:
+    def finish(self, number: int) -> Assignment | None:
         """Its outcome is here."""
         ...
 
-    def settle(self) -> tuple[list[Lost], list[Call]]:
+    def settle(self) -> tuple[list[Lost], list[Assignment]]:
         """Calls lost with children that have ended, and those that can be given to others.
 
         To be asked when every outcome that was sent has been read.
         """
         ...
 
-    def kill(self, call: Call) -> list[Call]:
+    def kill(self, call: Assignment) -> list[Assignment]:
         """Kill the child that runs it, if one has begun it; give back what that had not begun, perhaps it as well."""
         ...
 
-    def recall(self, call: Call | None = None) -> list[Call]:
+    def recall(self, call: Assignment | None = None) -> list[Assignment]:
         """Give back all that was not begun by the child that has ``call``; None: by any child."""
         ...
 
-    def spare(self, width: int) -> list[Call]:
+    def spare(self, width: int) -> list[Assignment]:
         """Let children go that are too many; give back calls that have not begun and that others could begin."""
         ...
 
@@ -69,7 +69,7 @@ class Crew(Protocol):
         """Whether every child has short calls enough for a while."""
         ...
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[Assignment]:
         """All that children have."""
         ...
 
@@ -86,10 +86,10 @@ class FreshCrew:
         self.has_started = False
         self._children = children
         self._begun = begun
-        self._running: dict[int, tuple[Call, Child]] = {}
+        self._running: dict[int, tuple[Assignment, Child]] = {}
         self._ended: list[tuple[int, Receipt]] = []
 
-    def take(self, call: Call, width: int) -> bool:
+    def take(self, call: Assignment, width: int) -> bool:
         # A child that has given its result has only its end before it: the next need not wait for that.
         if len(self._running) >= width or len(self._children) >= 2 * width:
             return False
@@ -109,34 +109,34 @@ class FreshCrew:
         if row.id in self._running:
             self._ended.append((row.id, receipt))
 
-    def find(self, number: int) -> Call | None:
+    def find(self, number: int) -> Assignment | None:
         entry = self._running.get(number)
         return entry and entry[0]
 
-    def finish(self, number: int) -> Call | None:
+    def finish(self, number: int) -> Assignment | None:
         entry = self._running.pop(number, None)
         return entry and entry[0]
 
-    def settle(self) -> tuple[list[Lost], list[Call]]:
+    def settle(self) -> tuple[list[Lost], list[Assignment]]:
         ended, self._ended = self._ended, []
         return [Lost(self._running.pop(number)[0], receipt) for number, receipt in ended if number in self._running], []
 
-    def kill(self, call: Call) -> list[Call]:
+    def kill(self, call: Assignment) -> list[Assignment]:
         for mine, row in self._running.values():
             if mine is call:
                 row.kill_tree()
         return []
 
-    def recall(self, call: Call | None = None) -> list[Call]:
+    def recall(self, call: Assignment | None = None) -> list[Assignment]:
         return []
 
-    def spare(self, width: int) -> list[Call]:
+    def spare(self, width: int) -> list[Assignment]:
         return []
 
     def is_ahead(self) -> bool:
         return False
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[Assignment]:
         return [call for call, _ in self._running.values()]
 
     def close(self) -> None:
@@ -169,12 +169,12 @@ class KeptCrew:
     def _may_hire(self, width: int) -> bool:
         return len(self._kept) < width and len(self._children) < 2 * width
 
-    def _choose(self, call: Call, width: int) -> Kept | None:
+    def _choose(self, call: Assignment, width: int) -> Kept | None:
         if len(self._kept) <= width and (kept := self._rota.first_idle()):
             return kept
         return None if self._may_hire(width) else self._rota.first_hungry(call)
 
-    def take(self, call: Call, width: int) -> bool:
+    def take(self, call: Assignment, width: int) -> bool:
         kept = self._choose(call, width)
         if kept is None and not self._may_hire(width):
             return False
@@ -218,11 +218,11 @@ class KeptCrew:
             kept.receipt, kept.is_ending = receipt, True
             self._ended.append(kept)
 
-    def find(self, number: int) -> Call | None:
+    def find(self, number: int) -> Assignment | None:
         kept = self._owner.get(number)
         return kept.calls.get(number) if kept else None
 
-    def finish(self, number: int) -> Call | None:
+    def finish(self, number: int) -> Assignment | None:
         kept = self._owner.pop(number, None)
         call = kept.calls.pop(number, None) if kept else None
         if kept is None or call is None:
@@ -244,10 +244,10 @@ class KeptCrew:
         self._rota.leave(kept)
         kept.close()
 
-    def settle(self) -> tuple[list[Lost], list[Call]]:
+    def settle(self) -> tuple[list[Lost], list[Assignment]]:
         ended, self._ended = self._ended, []
         lost: list[Lost] = []
-        given_back: list[Call] = []
+        given_back: list[Assignment] = []
         for kept in ended:
             if kept.row.id not in self._kept:
                 continue  # its last outcome came together with its end: it was let go
@@ -263,7 +263,7 @@ class KeptCrew:
             self._let_go(kept)
         return lost, given_back
 
-    def kill(self, call: Call) -> list[Call]:
+    def kill(self, call: Assignment) -> list[Assignment]:
         for kept in self._kept.values():
             if call in kept.calls.values():
                 taken = self._take_back(kept)
@@ -274,7 +274,7 @@ class KeptCrew:
                 return taken
         return []
 
-    def recall(self, call: Call | None = None) -> list[Call]:
+    def recall(self, call: Assignment | None = None) -> list[Assignment]:
         return [
             taken
             for kept in self._kept.values()
@@ -282,7 +282,7 @@ class KeptCrew:
             for taken in self._take_back(kept)
         ]
 
-    def _take_back(self, kept: Kept, most: int | None = None) -> list[Call]:
+    def _take_back(self, kept: Kept, most: int | None = None) -> list[Assignment]:
         taken = kept.take_back(most)
         for number in taken:
             del self._owner[number]
@@ -290,11 +290,11 @@ class KeptCrew:
             self._rota.rest(kept)
         return list(taken.values())
 
-    def spare(self, width: int) -> list[Call]:
+    def spare(self, width: int) -> list[Assignment]:
         idle = self._rota.idle()
         while len(self._kept) > width and idle:
             self._let_go(idle.pop())
-        taken: list[Call] = []
+        taken: list[Assignment] = []
         free = len(idle) + max(0, width - len(self._kept))
         if free and len(self._owner) > len(self._kept) - len(idle):
             for kept in self._kept.values():
@@ -305,7 +305,7 @@ class KeptCrew:
     def is_ahead(self) -> bool:
         return bool(self._kept) and all(self._rota.is_enough(kept) for kept in self._kept.values())
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[Assignment]:
         return [call for kept in self._kept.values() for call in kept.calls.values()]
 
     def close(self) -> None:

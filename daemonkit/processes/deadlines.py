@@ -8,7 +8,7 @@ import time
 import weakref
 from typing import Final
 
-from daemonkit.processes.future import Call
+from daemonkit.processes.assignment import Assignment
 
 _LONGEST: Final = 3_600_000  # milliseconds of one sleep
 
@@ -19,10 +19,10 @@ class Deadlines:
     def __init__(self) -> None:
         """None yet."""
         # Weak: a call that was done long ago, with its result, is not kept for one before it that is not.
-        self._heap: list[tuple[float, int, weakref.ref[Call]]] = []
+        self._heap: list[tuple[float, int, weakref.ref[Assignment]]] = []
         self._order = itertools.count()
 
-    def add(self, call: Call, timeout: float) -> bool:
+    def add(self, call: Assignment, timeout: float) -> bool:
         """``call`` begins, and has ``timeout`` seconds; tell whether its time is up before that of all others."""
         heapq.heappush(self._heap, (time.monotonic() + timeout, next(self._order), weakref.ref(call)))
         return self._heap[0][2]() is call
@@ -33,9 +33,9 @@ class Deadlines:
             return None
         return min(max(0.0, self._heap[0][0] - time.monotonic()) * 1000 + 1, _LONGEST)
 
-    def late(self) -> list[Call]:
+    def late(self) -> list[Assignment]:
         """Those whose time is up, each told once; what is done is forgotten."""
-        found: list[Call] = []
+        found: list[Assignment] = []
         if not self._heap:
             return found
         now = time.monotonic()

@@ -18,10 +18,10 @@ from typing import Final
 
 from daemonkit.errors import ForkServerLost
 from daemonkit.processes import modules, pickled, steps
+from daemonkit.processes.assignment import Assignment, Fate
 from daemonkit.processes.attendant import Attendant
 from daemonkit.processes.call import BROKEN, ERROR, LEARNED, PROGRESS, RESULT
 from daemonkit.processes.deadlines import Deadlines
-from daemonkit.processes.future import Call, Fate
 from daemonkit.processes.gate import Gate
 from daemonkit.processes.lasting import lasting
 from daemonkit.processes.ownserver import Server
@@ -61,7 +61,7 @@ class Dispatcher:
 
     # What any thread asks.
 
-    def submit(self, call: Call) -> None:
+    def submit(self, call: Assignment) -> None:
         """Accept the call.
 
         Raises:
@@ -79,7 +79,7 @@ class Dispatcher:
             self._waiting.calls.append(call)
             self._attendant.ask()
 
-    def withdraw(self, call: Call) -> bool:
+    def withdraw(self, call: Assignment) -> bool:
         """Give the call to no child any more; False if one has begun it, or that was asked before."""
         with self._lock:
             if self._gate.is_forsaken:
@@ -92,7 +92,7 @@ class Dispatcher:
             self._waiting.forget(call)
             return True
 
-    def kill(self, call: Call) -> bool:
+    def kill(self, call: Assignment) -> bool:
         """End a call that a child has; False if it is over."""
         with self._lock:
             if call.done() or call.is_withdrawn or self._gate.is_forsaken:
@@ -102,13 +102,13 @@ class Dispatcher:
             self.wake()
             return True
 
-    def _kill(self, call: Call) -> None:
+    def _kill(self, call: Assignment) -> None:
         if self._server is not None:
             self._take_in(self._server.crew.kill(call))
         if self._waiting.remove(call):  # no child has begun it, or one that has ended gave it back
             self._steps.append((call.lose, None))
 
-    def _take_in(self, calls: list[Call]) -> None:
+    def _take_in(self, calls: list[Assignment]) -> None:
         """They were with a child, and wait again."""
         if calls:
             self._waiting.put_back(calls)
@@ -310,7 +310,7 @@ class Dispatcher:
                     self.wake()
             waiting.popleft()
 
-    def _begun(self, call: Call) -> None:
+    def _begun(self, call: Assignment) -> None:
         timeout = call.limits.timeout
         if timeout is not None and self._deadlines.add(call, timeout):
             self.wake()
@@ -338,7 +338,7 @@ class Dispatcher:
         self._lock = threading.RLock()
 
 
-def _break(calls: list[Call], why: str) -> None:
+def _break(calls: list[Assignment], why: str) -> None:
     for call in calls:
         if not call.done():
             call.set_exception(BrokenExecutor(why))

@@ -6,8 +6,8 @@ import contextlib
 import socket
 
 from daemonkit.processes import call as child_call
+from daemonkit.processes.assignment import Assignment
 from daemonkit.processes.children import Child
-from daemonkit.processes.future import Call
 from daemonkit.processes.receipt import Receipt
 from daemonkit.processes.wire import Closed, Wire, pair
 
@@ -27,7 +27,7 @@ class Kept:
         self.wire = Wire(ours)
         self.row: Child
         self.left = left  # None: any number
-        self.calls: dict[int, Call] = {}  # given, unanswered, in order: the first one runs
+        self.calls: dict[int, Assignment] = {}  # given, unanswered, in order: the first one runs
         self.since = 0.0  # when that one began
         self.is_ending = False
         self.has_answered = False
@@ -38,7 +38,7 @@ class Kept:
         """Whether it may be given a call."""
         return not self.is_ending and self.left != 0
 
-    def send(self, number: int, call: Call) -> None:
+    def send(self, number: int, call: Assignment) -> None:
         """Give it a call."""
         self.wire.send(child_call.CALL, number, call.request)  # may raise: then nothing has changed
         self.calls[number] = call
@@ -46,9 +46,9 @@ class Kept:
         if self.left is not None:
             self.left -= 1
 
-    def take_back(self, most: int | None = None) -> dict[int, Call]:
+    def take_back(self, most: int | None = None) -> dict[int, Assignment]:
         """Calls that it has not begun, the oldest ones, in order; None: all."""
-        taken: dict[int, Call] = {}
+        taken: dict[int, Assignment] = {}
         reader = Wire(self.theirs)
         with contextlib.suppress(Closed):
             while (most is None or len(taken) < most) and (message := reader.receive(socket.MSG_DONTWAIT)) is not None:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Final
 
 from daemonkit.processes import child, poolserver
+from daemonkit.processes.assignment import Assignment
 from daemonkit.processes.children import Child, Children
 from daemonkit.processes.crew import Crew, FreshCrew, KeptCrew
-from daemonkit.processes.future import Call
 
 log = logging.getLogger("daemonkit.pool")
 
@@ -21,7 +21,7 @@ _LEAVE_TIME: Final = 10.0  # seconds that the fork server has to end all under i
 class Server:
     """A fork server in an interpreter of its own, and what its children have to do."""
 
-    def __init__(self, reuse: int | None, first: bytes, begun: Callable[[Call], None]) -> None:
+    def __init__(self, reuse: int | None, first: bytes, begun: Callable[[Assignment], None]) -> None:
         self.pid, wire, self.results = poolserver.start()
         self.children = Children(wire, _say_delay)
         self.crew: Crew

@@ -17,8 +17,10 @@ from typing import Any, Final
 from daemonkit.errors import UsageError
 from daemonkit.processes import call as child_call
 from daemonkit.processes import mainmodule, pickled
+from daemonkit.processes.assignment import Assignment, Limits
 from daemonkit.processes.dispatch import Dispatcher
-from daemonkit.processes.future import Call, Limits
+from daemonkit.processes.future import Call
+from daemonkit.processes.item import Item
 
 _MOST: Final = {"timeout": 10**9, "max_rss": 2**62, "cpu": 10**9}  # a call without a limit has None
 _UNREAD: Final = 10_000  # outcomes that are kept for ``results``
@@ -91,7 +93,7 @@ class Pool(Executor):
         Raises:
             RuntimeError: the pool is shut down, or belongs to another process.
         """
-        return self._submit(self._limits, True, fn, args, kwargs)
+        return self._submit(self._limits, fn, args, kwargs)
 
     def options(
         self,
@@ -127,25 +129,25 @@ class Pool(Executor):
         )
         return Options(self, _checked(limits))
 
-    def _submit(
-        self, limits: Limits, is_collected: bool, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Call:
-        dispatcher = self._dispatcher
-        call = Call(dispatcher, getattr(fn, "__qualname__", None) or repr(fn), limits)
+    def _submit(self, limits: Limits, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        call = Call(self._dispatcher, _name(fn), limits)
         try:
-            if is_collected:
-                self._outcomes.expect(call)
-            try:
-                pickle = pickled.dumps_call((fn, args, kwargs))
-            except Exception as error:  # noqa: BLE001 - it is the future's to tell
-                call.set_exception(error)
-            else:
-                call.request = child_call.request(pickle, int(limits.max_rss or 0), limits.cpu or 0, self._prefix)
-                dispatcher.submit(call)
+            self._outcomes.expect(call)
+            self._ask(call, fn, args, kwargs)
         except BaseException:  # refused; or control-C, wherever it struck
             call.cancel()
             raise
         return call
+
+    def _ask(self, call: Assignment, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            pickle = pickled.dumps_call((fn, args, kwargs))
+        except Exception as error:  # noqa: BLE001 - it is the call's to tell
+            call.set_exception(error)
+            return
+        limits = call.limits
+        call.request = child_call.request(pickle, int(limits.max_rss or 0), limits.cpu or 0, self._prefix)
+        self._dispatcher.submit(call)
 
     def map(
         self,
@@ -188,11 +190,13 @@ class Pool(Executor):
         submit = partial(self._submit_chunk, limits, fn)
         return _flat(_results(map(submit, chunks), end, buffersize))
 
-    def _submit_items(self, limits: Limits, fn: Callable[..., Any], items: tuple[Any, ...]) -> Call:
-        return self._submit(limits, False, fn, items, {})
+    def _submit_items(self, limits: Limits, fn: Callable[..., Any], items: tuple[Any, ...]) -> Item:
+        item = Item(self._dispatcher, _name(fn), limits)
+        self._ask(item, fn, items, {})
+        return item
 
-    def _submit_chunk(self, limits: Limits, fn: Callable[..., Any], chunk: tuple[tuple[Any, ...], ...]) -> Call:
-        return self._submit(limits, False, child_call.run_chunk, (fn, chunk), {})
+    def _submit_chunk(self, limits: Limits, fn: Callable[..., Any], chunk: tuple[tuple[Any, ...], ...]) -> Item:
+        return self._submit_items(limits, child_call.run_chunk, (fn, chunk))
 
     def results(self, timeout: float | None = None) -> Iterator[Any]:
         """The results of submitted calls as they finish, until none is left; a failed call's exception is raised.
@@ -232,7 +236,7 @@ class Options(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
         """As ``Pool.submit``, within the limits."""
-        return self._pool._submit(self._limits, True, fn, args, kwargs)
+        return self._pool._submit(self._limits, fn, args, kwargs)
 
     def map(
         self,
@@ -316,14 +320,14 @@ class _Reader:
         return call.result()
 
 
-def _results(calls: Iterator[Call], end: float | None, ahead: int | None) -> Iterator[Any]:
+def _results(calls: Iterator[Item], end: float | None, ahead: int | None) -> Iterator[Any]:
     """Submit now what is to be ahead, and give the results later."""
     waiting = deque(islice(calls, ahead))
     # What has submitted all must not hold on to the pool: it ends when nobody does.
     return _in_order(waiting, iter(()) if ahead is None else calls, end)
 
 
-def _in_order(waiting: deque[Call], calls: Iterator[Call], end: float | None) -> Iterator[Any]:
+def _in_order(waiting: deque[Item], calls: Iterator[Item], end: float | None) -> Iterator[Any]:
     try:
         while waiting:
             yield _result(_next(waiting, calls), end)  # no name here holds on to it
@@ -332,17 +336,17 @@ def _in_order(waiting: deque[Call], calls: Iterator[Call], end: float | None) ->
             left.cancel()
 
 
-def _next(waiting: deque[Call], calls: Iterator[Call]) -> Call:
+def _next(waiting: deque[Item], calls: Iterator[Item]) -> Item:
     call = waiting.popleft()
     waiting.extend(islice(calls, 1))
     return call
 
 
-def _result(call: Call, end: float | None) -> Any:
+def _result(call: Item, end: float | None) -> Any:
     """Without a reference of ours to the result, or from its traceback to us (an exception holds its frames)."""
     try:
         try:
-            return call.result(None if end is None else end - time.monotonic())
+            return call.take(None if end is None else end - time.monotonic())
         except BaseException:
             call.cancel()
             raise
@@ -362,6 +366,10 @@ def _checked(limits: Limits) -> Limits:
         if value is not None and not (_is_number(value) and 0 < value <= _MOST[name]):
             raise UsageError(f"{name} must be a number greater than 0 and at most {_MOST[name]}, not {value!r}")
     return limits
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    return getattr(fn, "__qualname__", None) or repr(fn)
 
 
 def _width(number: int) -> int:

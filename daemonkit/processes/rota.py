@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from daemonkit.processes.future import Call
+from daemonkit.processes.assignment import Assignment
 from daemonkit.processes.kept import Kept
 
 _DEEPEST: Final = 96  # calls that a kept child has at most, one of them running: so many fit into a socket's buffer
@@ -30,7 +30,7 @@ class Rota:
             self._idle.pop()
         return None
 
-    def first_hungry(self, call: Call) -> Kept | None:
+    def first_hungry(self, call: Assignment) -> Kept | None:
         """The busy one to which ``call`` is to be sent ahead."""
         if len(call.request) > _SMALL:
             return None

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from daemonkit.errors import PoolFull
-from daemonkit.processes.future import Call
+from daemonkit.processes.assignment import Assignment
 
 
 class Waiting:
@@ -15,7 +15,7 @@ class Waiting:
 
     def __init__(self, lock: threading.RLock, most: int | None) -> None:
         """None yet; room for ``most`` (None: any number), and ``lock`` is given up while one waits for room."""
-        self.calls: deque[Call] = deque()
+        self.calls: deque[Assignment] = deque()
         self._most = most
         self._room = threading.Condition(lock)
 
@@ -24,7 +24,7 @@ class Waiting:
         """Whether there is no room."""
         return self._most is not None and len(self.calls) >= self._most
 
-    def await_room(self, call: Call, check: Callable[[], None]) -> None:
+    def await_room(self, call: Assignment, check: Callable[[], None]) -> None:
         """Return when ``call`` can be added; ``check`` says, by an exception, if it cannot any more.
 
         Raises:
@@ -41,23 +41,23 @@ class Waiting:
         if self._most is not None:
             self._room.notify_all()
 
-    def put_back(self, calls: list[Call]) -> None:
+    def put_back(self, calls: list[Assignment]) -> None:
         """They were with a child, and are the first again."""
         self.calls.extendleft(reversed(calls))
 
-    def forget(self, call: Call) -> None:
+    def forget(self, call: Assignment) -> None:
         """It was withdrawn, and takes no room; if there is no bound, it is passed over when its turn comes."""
         if self._most is not None and self.remove(call):
             self._room.notify()
 
-    def remove(self, call: Call) -> bool:
+    def remove(self, call: Assignment) -> bool:
         """Take it out; False if it is not there."""
         if call not in self.calls:
             return False
         self.calls.remove(call)
         return True
 
-    def take_all(self) -> list[Call]:
+    def take_all(self) -> list[Assignment]:
         """Take out all of them."""
         calls = list(self.calls)
         self.calls.clear()

@@ -81,7 +81,7 @@ class Wire:
         if not fds and not self._waiting and len(payload) <= INLINE:  # the usual case
             data = _HEAD.pack(kind, False, number) + payload
             try:
-                self._sock.send(data, socket.MSG_NOSIGNAL)
+                self._sock.send(data, _NO_SIGNAL)
             except BlockingIOError:
                 self._waiting.append((data, []))
             return
