@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import os
 import random
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +25,22 @@ CAP = 800
 HEADROOM = 0.95  # of the limit, when the children are counted
 STEP = 8  # children between two looks
 SMALLEST = 200 * 1024  # bytes; no child of an interpreter is smaller
+# The limit: forks of a program that imports next to nothing, each with a socket for its result.
+BARE = """
+import os, socket, sys, time
+ends = []
+while line := sys.stdin.readline():
+    for _ in range(int(line)):
+        ours, theirs = socket.socketpair()
+        if os.fork() == 0:
+            ours.close()
+            time.sleep(600)
+            theirs.send(b"done")
+            os._exit(0)
+        theirs.close()
+        ends.append(ours)
+    print(len(ends), flush=True)
+"""
 
 
 class Group:
@@ -99,6 +117,25 @@ def fit(group: Group, size: int) -> int:
         pool.kill()
 
 
+def fit_bare(group: Group, size: int) -> int:
+    """The same for a bare loop's."""
+    # A session of its own, to be ended as a whole; as many descriptors as it may have.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    command = [sys.executable, "-c", BARE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as program:
+        assert program.stdin
+        assert program.stdout
+        number = 0
+        try:
+            while group.used < size * HEADROOM and number * SMALLEST < size:
+                program.stdin.write(b"%d\n" % STEP)
+                program.stdin.flush()
+                number = int(program.stdout.readline())
+            return number
+        finally:
+            os.killpg(program.pid, signal.SIGKILL)
+
+
 def sustain(calls: int) -> tuple[float, float]:
     """Calls of 1-3 s a second, at most 800 at once, and the seconds of CPU that each cost."""
     from daemonkit import Pool
@@ -116,30 +153,19 @@ def _cpu() -> float:
 
 
 def main() -> None:
-    """Both, in one box."""
+    """All of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--megabytes", type=int, default=1024)
-    parser.add_argument("--part", choices=("fit", "sustain"), help="one alone")
+    parser.add_argument("--part", choices=("bare", "fit", "sustain"), help="one alone")
     options = parser.parse_args()
     size = options.megabytes << 20
     if options.part is None:
-        for part in ("fit", "sustain"):
-            command = [sys.executable, __file__, "--part", part, "--calls", str(options.calls)]
-            subprocess.run([*command, "--megabytes", str(options.megabytes)], check=True)
+        all_parts(options.calls, options.megabytes)
         return
     with small_box(size) as group:
-        if options.part == "fit":
-            if group is None:
-                print("\nHow many children fit is left out: there is no memory cgroup to be had.")
-                return
-            number = fit(group, size)
-            table(
-                "Children asleep",
-                ["limit MB", "children", "KB each"],
-                [[options.megabytes, number, size * HEADROOM / number / 1024]],
-            )
-            goal("children asleep in 1 GB", number * 1024 / options.megabytes, 1900, at_least=True)
+        if options.part != "sustain":
+            print((fit if options.part == "fit" else fit_bare)(group, size) if group else 0)
             return
         rate, cost = sustain(options.calls)
         peak = group.peak / 2**20 if group else float("nan")
@@ -150,6 +176,21 @@ def main() -> None:
             [[rate, ideal, cost * 1000, peak]],
         )
         goal("rate, of the ideal", rate / ideal, 0.9, at_least=True)
+
+
+def all_parts(calls: int, megabytes: int) -> None:
+    """Each in a process and a box of its own."""
+    command = [sys.executable, __file__, "--calls", str(calls), "--megabytes", str(megabytes), "--part"]
+    numbers = [int(subprocess.check_output([*command, part])) for part in ("bare", "fit")]
+    if all(numbers):
+        subjects = zip(["bare loop, fork + socket pair (limit)", "daemonkit.Pool"], numbers, strict=True)
+        rows = [[name, number, (megabytes << 10) * HEADROOM / number] for name, number in subjects]
+        table(f"Children asleep in {megabytes} MB", ["of", "children", "KB each"], rows)
+        goal("children asleep in 1 GB", numbers[1] * 1024 / megabytes, 1900, at_least=True)
+        goal("... of the bare loop's (1,900 where that has 1,899)", numbers[1] / numbers[0], 1, at_least=True)
+    else:
+        print("\nHow many children fit is left out: there is no memory cgroup to be had.")
+    subprocess.run([*command, "sustain"], check=True)
 
 
 def some_lengths(calls: int) -> Iterator[float]:
