@@ -495,6 +495,34 @@ def test_a_server_that_hangs_is_named_and_the_others_go_on(
     assert both.exchange([Delete(each) for each in found.reserved], {}, 0).lost == []
 
 
+def test_a_put_that_a_signal_handler_ends_leaves_no_reply_for_the_next(
+    server: Beanstalkd, broker: BeanstalkBroker
+) -> None:
+    class Up(Exception):
+        pass
+
+    def end(number: int, frame: object) -> None:
+        raise Up
+
+    broker.put("mail", NewTask(b"1"))
+    before = signal.signal(signal.SIGALRM, end)
+    server.signal(signal.SIGSTOP)
+    go_on = threading.Timer(0.3, server.signal, (signal.SIGCONT,))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(Up):
+            broker.put("mail", NewTask(b"2"))
+        go_on.start()
+        id = broker.put("mail", NewTask(b"3"))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        server.signal(signal.SIGCONT)
+        go_on.cancel()
+    task = broker.peek(id)
+    assert task is not None
+    assert task.body == b"3"
+
+
 def test_keys_and_results_are_refused_with_the_reason(broker: BeanstalkBroker) -> None:
     with pytest.raises(UsageError, match="beanstalkd keeps no keys"):
         broker.put("mail", NewTask(b"", key="order 7"))

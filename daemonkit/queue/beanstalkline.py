@@ -100,6 +100,9 @@ class Line:
             self.retry_at = time.monotonic() + self._pause
             self._pause = min(self._pause * 2, _LONGEST)
             raise
+        except BaseException:  # a handler's, such as TaskTimeout: the next would take its reply
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close both connections: what is reserved goes back at once."""
