@@ -261,3 +261,13 @@ def told(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 - a mistake in the script's own exception class must not become ours
         return f"{type(error).__name__} (and it cannot be put into words)"
+
+
+def traced(error: BaseException, ours: str) -> str:
+    """Its traceback without the first frames, those in the file ``ours``: they say nothing to the script's author."""
+    import traceback
+
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == ours:
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames))

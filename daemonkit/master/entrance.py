@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypedDict
 
 from daemonkit.core.logs import Sink
 from daemonkit.core.title import take_title
-from daemonkit.errors import ScriptError, told
+from daemonkit.errors import ScriptError, told, traced
 from daemonkit.master.clustering import limit
 from daemonkit.processes import child, interpreter
 from daemonkit.processes.children import serve_wire
@@ -144,13 +144,7 @@ class Entrance:
 
 def failure(error: Exception) -> bytes:
     """The payload of a ``FAILED`` note: the error in a line, then its traceback."""
-    import traceback
-
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-        frames = frames.tb_next  # ours say nothing to the script's author
-    text = "".join(traceback.format_exception(type(error), error, frames))
-    return f"{told(error)[:FAILURE]}\n{text[-FAILURE:]}".encode(errors="replace")
+    return f"{told(error)[:FAILURE]}\n{traced(error, __file__)[-FAILURE:]}".encode(errors="replace")
 
 
 def _leave_to_the_master(number: int, frame: object) -> None:

@@ -200,7 +200,7 @@ class Consumer:
             return
         run = Run(reservation, policy, time.monotonic(), self._link.asked)
         try:
-            request = errand.request(name, reservation, policy)
+            request = errand.request(name, call, reservation, policy)
             run.child, run.stderr = self._crew.spawn(request, self._ended, lambda data: self._relay(run, data))
         except OSError as error:
             if isinstance(error, ForkServerLost):

@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 
 from daemonkit.core.duration import describe
 from daemonkit.core.logs import Sink
-from daemonkit.errors import TaskTimeout, told
+from daemonkit.errors import TaskTimeout, told, traced
 from daemonkit.processes import child, modules
 from daemonkit.processes.wire import Message, Wire
 from daemonkit.queue import current, payload
@@ -22,17 +22,18 @@ from daemonkit.queue.declare import Policy
 from daemonkit.queue.stderr import print_there
 from daemonkit.queue.task import Task
 
-_REHEARSALS: Final = 64
 DONE: Final = 1
 FAILED: Final = 2  # payload: the error in a line, then its traceback
 PROGRESS: Final = 3  # payload: how far it has come
 LEARNED: Final = 4  # payload: names of modules that it had to import
 
 
-def request(name: str, reservation: Reservation, policy: Policy) -> bytes:
-    """The message that asks for the process of a task; not in JSON, whose reading costs each child ten copied pages."""
+def request(name: str, call: payload.Call, reservation: Reservation, policy: Policy) -> bytes:
+    """The message that asks for the process of a task; not in JSON, whose reading costs each child copies of 40 pages."""
     running = (reservation.first_id, reservation.token, reservation.failures + 1)
-    return marshal.dumps((name, policy.soft_timeout, reservation.queue, reservation.id, running, reservation.body))
+    return marshal.dumps(
+        (name, call.args, call.kwargs, reservation.queue, reservation.id, running, policy.soft_timeout)
+    )
 
 
 def title_of(daemon: str, queue: str, id: str) -> str:
@@ -59,18 +60,14 @@ class Errands:
         self._sink = sink
 
     def rehearse(self) -> None:
-        """Do here, in the fork server, what each child does first, so that it finds it done.
-
-        Code that has run a while is specialised (PEP 659), and memory that a child changes is copied for it.
-        """
+        """Do here, in the fork server, what each child would: what a child changes is copied for it."""
         self._sink.leave_stderr()
         print_there()
-        for _ in range(_REHEARSALS):
-            payload.decode(b'{"task": "x", "args": [], "kwargs": {}}')
 
     def enter(self, message: Message) -> NoReturn:
         """Be the child that ``message`` asks for."""
-        name, soft_timeout, queue, id, running, body = marshal.loads(message.payload)
+        name, args, kwargs, queue, id, running, soft_timeout = marshal.loads(message.payload)
+        call = payload.Call((name,), args, kwargs)
         os.setpgid(0, 0)  # a terminal's ^C is the master's to act on
         title = title_of(self._daemon, queue, id)
         self._sink.become(title)
@@ -81,10 +78,9 @@ class Errands:
             current.Running(queue, *running),
             lambda text: self._results.send(PROGRESS, message.id, text.encode()),
         )
-        child.run(lambda: self._do(message.id, self._tasks[name], body, soft_timeout), title)
+        child.run(lambda: self._do(message.id, self._tasks[name], call, soft_timeout), title)
 
-    def _do(self, number: int, task: Task[..., Any], body: bytes, soft_timeout: float | None) -> None:
-        call = payload.decode(body)  # as the consumer has done: it is well formed
+    def _do(self, number: int, task: Task[..., Any], call: payload.Call, soft_timeout: float | None) -> None:
         kind, words = perform(task, call, soft_timeout, self._hooks)
         if names := modules.harmless(modules.fresh()):
             self._results.send(LEARNED, number, modules.pack(names))
@@ -110,7 +106,7 @@ def perform(
     except BaseException as error:  # noqa: BLE001 - the consumer's to log, and to try again
         _leave_if_forked(pid)
         if not isinstance(error, SystemExit) or error.code:
-            return FAILED, _failure(error)
+            return FAILED, f"{told(error)}\n{traced(error, __file__)}".encode(errors="replace")
         words = b"null"
     _leave_if_forked(pid)
     return DONE, words
@@ -135,13 +131,3 @@ def _limit(seconds: float) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _failure(error: BaseException) -> bytes:
-    import traceback
-
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-        frames = frames.tb_next  # ours say nothing to the task's author
-    text = "".join(traceback.format_exception(type(error), error, frames))
-    return f"{told(error)}\n{text}".encode(errors="replace")
