@@ -29,7 +29,7 @@ LEARNED: Final = 4  # payload: names of modules that it had to import
 
 
 def request(name: str, call: payload.Call, reservation: Reservation, policy: Policy) -> bytes:
-    """The message that asks for the process of a task; not in JSON, whose reading costs each child copies of 40 pages."""
+    """The message that asks for the process of a task; not in JSON, whose reading makes each child copy 40 pages."""
     running = (reservation.first_id, reservation.token, reservation.failures + 1)
     return marshal.dumps(
         (name, call.args, call.kwargs, reservation.queue, reservation.id, running, policy.soft_timeout)
