@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -246,6 +247,42 @@ def test_a_file_that_is_removed_is_noticed_and_the_next_put_goes_into_a_new_one(
         broker.put("mail", NewTask(b"refused"))
     broker.put("mail", NewTask(b"kept"))
     assert elsewhere(path, COUNT) == "1"
+
+
+def test_a_log_that_is_removed_is_noticed_and_all_speak_of_one_file_again(path: str, broker: SqliteBroker) -> None:
+    broker.watch()
+    for suffix in ("-shm", "-wal"):  # by whoever removes all of it while another opens it anew
+        os.unlink(path + suffix)
+    program = f"""
+import sys
+from daemonkit.queue.broker import NewTask
+from daemonkit.queue.sqlite import SqliteBroker
+broker = SqliteBroker({path!r})
+print(broker.put("mail", NewTask(b"from elsewhere")), flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin
+        assert other.stdout
+        assert other.stdout.readline() == "1\n"
+        with pytest.raises(BrokerError, match="it was removed or replaced"):
+            broker.exchange((), {"mail": 1}, 1)
+        assert [each.body for each in broker.reserve("mail")] == [b"from elsewhere"]
+        other.stdin.close()
+
+
+def test_what_came_before_it_was_watched_is_looked_for(path: str, broker: SqliteBroker) -> None:
+    assert select.select([broker.watch()], [], [], PATIENCE)[0]
+    broker.drain()
+    broker.put("mail", NewTask(b"lost with the file"))
+    for suffix in ("", "-wal", "-shm", "-lock"):
+        os.unlink(path + suffix)
+    with pytest.raises(BrokerError, match="it was removed or replaced"):
+        broker.exchange((), {"mail": 1}, 1)
+    assert broker.exchange((), {"mail": 1}, 1).reserved == []
+    elsewhere(path, 'broker.put("mail", NewTask(b"from elsewhere"))')
+    assert select.select([broker.watch()], [], [], PATIENCE)[0]
 
 
 def test_what_comes_of_a_task_in_a_file_that_was_removed_is_not_taken_for_one_in_the_next(

@@ -33,6 +33,9 @@ PATIENCE: Final = 10.0  # seconds that a writer waits for the others
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+_Identity = tuple[int, int] | None  # device and inode; None: nothing is there
+
+
 class Database:
     """A connection, opened when it is wanted."""
 
@@ -49,7 +52,7 @@ class Database:
         self._synchronous = synchronous
         self._lock = -1
         self._connection: sqlite3.Connection | None = None
-        self._file: tuple[int, int] | None = None  # device and inode of what is open
+        self._files: tuple[_Identity, _Identity] = None, None  # what is open: the file, and its log
         directory = os.path.dirname(path)
         if is_network(kind := file_system_of(directory)):
             raise BrokerError(
@@ -128,7 +131,7 @@ class Database:
     def _living(self) -> sqlite3.Connection:
         if self._pid != os.getpid():
             raise BrokerError(f"use {self.path}: this connection is that of pid {self._pid}; open one after the fork")
-        if self._connection is not None and self._file != _file_at(self.path):
+        if self._connection is not None and self._files != self._files_there():
             self._shut()
             self._open()
             raise BrokerError(f"use {self.path}: it was removed or replaced; what is there now is used from now on")
@@ -145,11 +148,15 @@ class Database:
             with self._alone():
                 self._connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
                 self._begin(self._connection)
-            self._file = _file_at(self.path)
+                self._files = self._files_there()
             self.opened += 1
         except BaseException:
             self._shut()
             raise
+
+    def _files_there(self) -> tuple[_Identity, _Identity]:
+        # Whoever removes them one after the other may remove the log of one that we have opened in between.
+        return _file_at(self.path), _file_at(f"{self.path}-wal")
 
     def _begin(self, connection: sqlite3.Connection) -> None:
         for line in statements.SETTINGS.format(synchronous=self._synchronous).split(";"):
@@ -254,7 +261,7 @@ def _make(path: str) -> None:
         raise BrokerError(f"open {path}: another user owns it, or may write it; see ls -l, or name another file")
 
 
-def _file_at(path: str) -> tuple[int, int] | None:
+def _file_at(path: str) -> _Identity:
     try:
         found = os.stat(path)
     except OSError:

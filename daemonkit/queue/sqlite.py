@@ -175,6 +175,7 @@ class SqliteBroker(Broker):
                 self._watched = self._database.opened
             try:
                 self._watch = inotify.Watch(f"{self._database.path}-wal", inotify.IN_MODIFY | inotify.IN_ATTRIB)
+                os.utime(f"{self._database.path}-wal")  # an event: what came before it was watched is to be looked for
                 return self._watch.fd
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENOSPC):
