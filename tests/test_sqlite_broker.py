@@ -281,7 +281,7 @@ def test_what_came_before_it_was_watched_is_looked_for(path: str, broker: Sqlite
     with pytest.raises(BrokerError, match="it was removed or replaced"):
         broker.exchange((), {"mail": 1}, 1)
     assert broker.exchange((), {"mail": 1}, 1).reserved == []
-    elsewhere(path, 'broker.put("mail", NewTask(b"from elsewhere"))')
+    elsewhere(path, 'broker.put("mail", NewTask(b"from elsewhere")); broker.close()')
     assert select.select([broker.watch()], [], [], PATIENCE)[0]
 
 
