@@ -190,17 +190,17 @@ class Consumer:
             call = payload.decode(reservation.body)
             name = call.name_among(self._tasks)
             self._tasks[name].check(call)
+            policy = self._tasks[name].policy
+            request = errand.request(name, call, reservation, policy)
         except PayloadError as error:
             self._link.outcomes.append(bury(reservation, str(error)))
             return
-        policy = self._tasks[name].policy
         if reservation.failures > policy.max_retries + LOST:
             reason = f"begun {reservation.failures} times, and each time its consumer has died or hung"
             self._link.outcomes.append(bury(reservation, reason))
             return
         run = Run(reservation, policy, time.monotonic(), self._link.asked)
         try:
-            request = errand.request(name, call, reservation, policy)
             run.child, run.stderr = self._crew.spawn(request, self._ended, lambda data: self._relay(run, data))
         except OSError as error:
             if isinstance(error, ForkServerLost):

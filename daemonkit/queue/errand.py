@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 
 from daemonkit.core.duration import describe
 from daemonkit.core.logs import Sink
-from daemonkit.errors import TaskTimeout, told, traced
+from daemonkit.errors import PayloadError, TaskTimeout, told, traced
 from daemonkit.processes import child, modules
 from daemonkit.processes.wire import Message, Wire
 from daemonkit.queue import current, payload
@@ -29,11 +29,18 @@ LEARNED: Final = 4  # payload: names of modules that it had to import
 
 
 def request(name: str, call: payload.Call, reservation: Reservation, policy: Policy) -> bytes:
-    """The message that asks for the process of a task; not in JSON, whose reading makes each child copy 40 pages."""
+    """The message that asks for the process of a task; not in JSON, whose reading makes each child copy 40 pages.
+
+    Raises:
+        PayloadError: the arguments are nested so deeply that they cannot be sent.
+    """
     running = (reservation.first_id, reservation.token, reservation.failures + 1)
-    return marshal.dumps(
-        (name, call.args, call.kwargs, reservation.queue, reservation.id, running, policy.soft_timeout)
-    )
+    try:
+        return marshal.dumps(
+            (name, call.args, call.kwargs, reservation.queue, reservation.id, running, policy.soft_timeout)
+        )
+    except ValueError as error:  # at 2000 levels; how many JSON's reader takes, depends on Python
+        raise PayloadError(f"{name}: {error}; its arguments cannot be given to a process") from None
 
 
 def title_of(daemon: str, queue: str, id: str) -> str:

@@ -457,6 +457,18 @@ def test_rows_31_and_37_bad_bodies_are_buried_byte_for_byte_and_never_executed(b
     assert mailer.out.read_text() == "sum 3\n"
 
 
+def test_what_is_nested_too_deeply_for_a_process_is_buried_and_its_consumer_lives(box: Box, make: Make) -> None:
+    mailer = make("sys.setrecursionlimit(20_000)\n@task\ndef add(a, b):\n    note('sum', a + b)\n")
+    body = b'{"task": "add", "args": [1, %s]}' % (b"[" * 3000 + b"]" * 3000)
+    id = mailer.push(body)
+    mailer.push(call("add", 1, 2))
+    mailer.start()
+    assert mailer.await_out("sum") == ["sum 3"]
+    (task,) = mailer.await_buried()
+    assert (task.id, task.body, task.reserves) == (id, body, 1)
+    assert re.match("add: object too deeply nested|not JSON: maximum recursion depth", task.reason or "")
+
+
 def test_rows_31_and_37_the_same_from_beanstalkd(box: Box, make: Make, tmp_path: Path) -> None:
     with broker_server("beanstalk", tmp_path) as server, contextlib.closing(connect(server.url)) as broker:
         mailer = make("@task\ndef add(a, b):\n    note('sum', a + b)\n", "--broker", server.url)
