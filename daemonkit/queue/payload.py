@@ -52,8 +52,17 @@ def encode(name: str, args: Collection[Any], kwargs: dict[str, Any]) -> bytes:
 
 def canonical(name: str, arguments: Mapping[str, Any]) -> bytes:
     """What is the same for all calls with these arguments, in whatever order they are given."""
-    sent = json.loads(json.dumps([name, arguments], default=repr))  # all keys are texts there, and so can be sorted
+    sent = json.loads(json.dumps([name, arguments]))  # all keys are texts there, and so can be sorted
     return json.dumps(sent, sort_keys=True).encode()
+
+
+def can_be_sent(value: object) -> bool:
+    """Whether JSON has such a thing."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except Exception:  # noqa: BLE001 - a mistake in the script's own class says no, too
+        return False
+    return True
 
 
 def encode_result(value: object) -> bytes:

@@ -161,5 +161,8 @@ class Task(Generic[P, R]):
         with exclusively:
             import hashlib
 
+        given = frozenset(bound.arguments)
         bound.apply_defaults()
-        return hashlib.sha256(payload.canonical(self.name, bound.arguments)).hexdigest()
+        # A default that JSON does not have nobody can give: it may be left out, and may look different elsewhere.
+        meant = {name: value for name, value in bound.arguments.items() if name in given or payload.can_be_sent(value)}
+        return hashlib.sha256(payload.canonical(self.name, meant)).hexdigest()

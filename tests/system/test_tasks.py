@@ -1272,6 +1272,15 @@ def test_unique_means_the_same_call_however_it_is_written(box: Box, make: Make) 
     assert (done.stdout, done.stderr) == ("{'1'} True\nTrue\n", "")
 
 
+def test_unique_means_the_same_call_also_with_a_default_that_json_does_not_have(box: Box, make: Make) -> None:
+    words = "@task(unique=True)\ndef say(a, unset=object(), names=frozenset({'a', 'b', 'c'}), by={(1, 2): 3}): pass\n"
+    mailer = make(words)
+    program = "from beat import say; print(say.put(1).id, say.put(a=1).id, say.put(1, None).id)"
+    first, *others = [mailer.put(program).stdout.split() for _ in range(3)]
+    assert first[0] == first[1] != first[2]
+    assert others == [first, first]
+
+
 def test_a_stop_gives_back_what_a_kept_process_has_not_begun(box: Box, make: Make, gate: Gate) -> None:
     mailer = make(
         """
