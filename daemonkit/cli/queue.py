@@ -225,6 +225,7 @@ def _show(text: str) -> None:
 
 
 def _each(ids: tuple[str, ...], act: Callable[[str], bool], done: str, why: str, json_wanted: bool) -> None:
+    ids = tuple(dict.fromkeys(ids))  # one that is given twice would be refused the second time
     refused = [id for id in ids if not act(id)]
     taken = [id for id in ids if id not in refused]
     if taken or json_wanted:

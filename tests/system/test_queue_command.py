@@ -56,6 +56,13 @@ def test_a_body_that_is_no_text_is_shown_all_the_same(box: Box) -> None:
     assert json.loads(run(box, "peek", "mail", "--json"))[0]["body_base64"] == "/wA="
 
 
+def test_a_task_that_is_named_twice_is_told_once_and_as_done(box: Box) -> None:
+    run(box, "put", "mail", "x")
+    assert json.loads(run(box, "bury", "1", "1", "--json")) == {"buried": ["1"], "refused": []}
+    assert run(box, "kick", "--id", "1", "--id", "1") == "kicked 1\n"
+    assert "not deleted: 2: " in run(box, "delete", "1", "2", "1", "2", code=1)
+
+
 def test_what_a_terminal_would_obey_is_shown_and_not_sent_to_it(box: Box) -> None:
     box.call("queue", "put", "mail", "first\nsecond \x1b]0;owned\x07")
     box.call("queue", "bury", "1", "--reason", "no \x1b]0;owned\x07")
