@@ -74,7 +74,8 @@ class Run:
 
 
 def bury(reservation: Reservation, reason: str) -> Bury:
-    """It will never do: what the broker is told, and the log."""
+    """It will never do: what the broker is told, and the log; a reason may be as long as a body that it cites."""
+    reason = reason[:REASON]
     why, _, trace = reason.partition("\n")
     log.error("%s: %s; buried%s", reservation, why, trace and f"\n{trace}")
     return Bury(reservation, reason)

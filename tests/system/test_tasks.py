@@ -469,6 +469,20 @@ def test_what_is_nested_too_deeply_for_a_process_is_buried_and_its_consumer_live
     assert re.match("add: object too deeply nested|not JSON: maximum recursion depth", task.reason or "")
 
 
+@pytest.mark.parametrize("mode", ["fork", "prefork"])
+def test_the_reason_of_a_bad_body_is_not_as_long_as_the_body(box: Box, make: Make, mode: str) -> None:
+    mailer = make(f"@task(mode={mode!r})\ndef add(): pass\n")
+    long = "x" * 1_000_000
+    mailer.push(call(long))
+    mailer.push(json.dumps({"task": "add", "kwargs": {long: 1}}).encode())
+    mailer.start()
+    for task in mailer.await_buried(2):
+        assert task.reason is not None
+        assert len(task.body) > len(long)
+        assert 10_000 < len(task.reason) < 30_000
+    assert box.log.stat().st_size < 100_000
+
+
 def test_rows_31_and_37_the_same_from_beanstalkd(box: Box, make: Make, tmp_path: Path) -> None:
     with broker_server("beanstalk", tmp_path) as server, contextlib.closing(connect(server.url)) as broker:
         mailer = make("@task\ndef add(a, b):\n    note('sum', a + b)\n", "--broker", server.url)
