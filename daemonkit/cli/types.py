@@ -12,8 +12,8 @@ from daemonkit.queue.broker import State
 
 STATES = click.Choice([state.value for state in State])
 MOVABLE = (State.READY, State.DELAYED, State.BURIED)
-COUNT = click.IntRange(1)
 ALL = 2**31
+COUNT = click.IntRange(1, ALL)  # more than 2**63 SQLite's numbers cannot be
 
 
 class Words(click.ParamType):  # type: ignore[type-arg]  # as below

@@ -12,7 +12,7 @@ from typing import Final
 
 from daemonkit.errors import BrokerError, TaskTooLarge
 from daemonkit.queue.broker import Broker, Delete, NewTask, Release, Reservation, State, Task
-from daemonkit.queue.checks import LONGEST
+from daemonkit.queue.checks import LONGEST, check_queue
 
 AT_ONCE: Final = 100
 
@@ -21,7 +21,14 @@ class Transfer:
     """From one queue to another."""
 
     def __init__(self, source: Broker, queue: str, target: Broker, target_queue: str) -> None:
-        """Nothing is moved yet."""
+        """Nothing is moved yet.
+
+        Raises:
+            UsageError: one of the names can be no queue's.
+            BrokerError: the source cannot be reached.
+        """
+        check_queue(queue)
+        check_queue(target_queue)
         self._source = source
         self._queue = queue
         self._target = target

@@ -63,6 +63,18 @@ def test_a_task_that_is_named_twice_is_told_once_and_as_done(box: Box) -> None:
     assert "not deleted: 2: " in run(box, "delete", "1", "2", "1", "2", code=1)
 
 
+@pytest.mark.parametrize("words", ["peek mail -n", "kick mail", "move mail sms -n"])
+def test_a_count_that_no_broker_can_take_is_told_in_a_sentence(box: Box, words: str) -> None:
+    run(box, "put", "mail", "x")
+    assert f"{2**63} is not in the range" in run(box, *words.split(), str(2**63), code=2)
+
+
+@pytest.mark.parametrize("words", ["a+é mail", "mail a+é"])
+def test_a_name_that_can_be_no_queues_is_told_also_when_there_is_nothing_to_move(box: Box, words: str) -> None:
+    run(box, "put", "sms", "x")
+    assert "queue 'a+é': a name is up to 200" in run(box, "move", *words.split(), code=2)
+
+
 def test_what_a_terminal_would_obey_is_shown_and_not_sent_to_it(box: Box) -> None:
     box.call("queue", "put", "mail", "first\nsecond \x1b]0;owned\x07")
     box.call("queue", "bury", "1", "--reason", "no \x1b]0;owned\x07")
