@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -234,6 +235,21 @@ broker.close()
         timer.join()
     signal.signal(signal.SIGUSR1, before)
     assert came
+    assert ready(broker) == 1
+
+
+def test_why_the_wait_for_the_lock_cannot_be_bounded_is_told(path: str, broker: SqliteBroker) -> None:
+    numbers = range(signal.SIGRTMIN, signal.SIGRTMAX + 1)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        with open(f"{path}-lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(BrokerError, match="every real-time signal is in use"):
+                broker.put("mail", NewTask(b"x"))
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    broker.put("mail", NewTask(b"x"))
     assert ready(broker) == 1
 
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from daemonkit.core.filesystem import file_system_of, is_network
-from daemonkit.errors import BrokerError, BrokerFull
+from daemonkit.errors import BrokerError, BrokerFull, IpcError
 from daemonkit.ipc.bound import interrupted_after
 from daemonkit.queue import statements
 from daemonkit.queue.forking import before_fork, exclusively
@@ -224,6 +224,8 @@ class Database:
         except OSError as error:
             if isinstance(error, BrokerError):
                 raise
+            if isinstance(error, IpcError):  # it says itself what is to be done
+                raise BrokerError(f"use {self.path}: {error}") from error
             advice = "let this user write its directory" if error.errno == errno.EACCES else "name another file"
             raise BrokerError(f"open {self.path}: {error.strerror}; {advice}") from error
 
