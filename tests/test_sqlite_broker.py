@@ -288,6 +288,30 @@ sys.stdin.read()
         other.stdin.close()
 
 
+@pytest.mark.parametrize("end", ["broker.close()", "os._exit(0)"])
+@pytest.mark.parametrize("name", ["-shm", "-lock"])
+def test_what_is_put_after_the_index_of_the_log_or_the_lock_was_removed_is_not_lost(
+    path: str, broker: SqliteBroker, name: str, end: str
+) -> None:
+    program = f"""
+import os
+from daemonkit.queue.broker import NewTask
+from daemonkit.queue.sqlite import SqliteBroker
+broker = SqliteBroker({path!r})
+for _ in range(20):
+    broker.put("mail", NewTask(b"theirs"))
+{end}
+"""
+    broker.put("mail", NewTask(b"ours"))
+    os.unlink(path + name)
+    subprocess.run([sys.executable, "-c", program], check=True)
+    with pytest.raises(BrokerError, match="it was removed or replaced"):
+        broker.put("mail", NewTask(b"refused"))
+    broker.put("mail", NewTask(b"ours"))
+    assert ready(broker) == 22
+    assert "the file is sound" in "\n".join(broker.doctor())
+
+
 def test_what_came_before_it_was_watched_is_looked_for(path: str, broker: SqliteBroker) -> None:
     assert select.select([broker.watch()], [], [], PATIENCE)[0]
     broker.drain()

@@ -18,6 +18,7 @@ import fcntl
 import os
 import sqlite3
 import stat
+import struct
 import time
 import weakref
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 _Identity = tuple[int, int] | None  # device and inode; None: nothing is there
+_BESIDE: Final = ("", "-wal", "-shm", "-lock")  # the file, its log, the log's index, and the writers' lock
+_SHARED: Final = 0x40000002, 510  # bytes that SQLite locks: whoever folds the log needs them alone (its os.h)
+_FLOCK: Final = struct.Struct("@hhqqi4x")  # struct flock: type, whence, start, length, pid
 
 
 class Database:
@@ -52,7 +56,7 @@ class Database:
         self._synchronous = synchronous
         self._lock = -1
         self._connection: sqlite3.Connection | None = None
-        self._files: tuple[_Identity, _Identity] = None, None  # what is open: the file, and its log
+        self._files: tuple[_Identity, ...] = ()  # what is open, as _BESIDE
         directory = os.path.dirname(path)
         if is_network(kind := file_system_of(directory)):
             raise BrokerError(
@@ -74,8 +78,9 @@ class Database:
             BrokerError: the file cannot be written.
         """
         with exclusively, self._told():
-            connection = self._living()
+            self._opened()
             with self._alone():
+                connection = self._living()  # while it waited, the file may have been removed
                 connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield connection
@@ -128,17 +133,23 @@ class Database:
         with self.reading() as connection:
             return doctor(self.path, connection)
 
-    def _living(self) -> sqlite3.Connection:
+    def _opened(self) -> sqlite3.Connection:
         if self._pid != os.getpid():
             raise BrokerError(f"use {self.path}: this connection is that of pid {self._pid}; open one after the fork")
-        if self._connection is not None and self._files != self._files_there():
-            self._shut()
-            self._open()
-            raise BrokerError(f"use {self.path}: it was removed or replaced; what is there now is used from now on")
         if self._connection is None:
             self._open()
         assert self._connection is not None
         return self._connection
+
+    def _living(self) -> sqlite3.Connection:
+        connection = self._opened()
+        if self._files != (there := self._files_there()):
+            if self._files[:2] == there[:2]:
+                self._leave_log()
+            self._shut()
+            self._open()
+            raise BrokerError(f"use {self.path}: it was removed or replaced; what is there now is used from now on")
+        return connection
 
     def _open(self) -> None:
         try:
@@ -154,9 +165,19 @@ class Database:
             self._shut()
             raise
 
-    def _files_there(self) -> tuple[_Identity, _Identity]:
+    def _files_there(self) -> tuple[_Identity, ...]:
         # Whoever removes them one after the other may remove the log of one that we have opened in between.
-        return _file_at(self.path), _file_at(f"{self.path}-wal")
+        return tuple(_file_at(self.path + each) for each in _BESIDE)
+
+    def _leave_log(self) -> None:
+        """Close all that is open, and do not fold the log: others have put into it what our index does not show."""
+        fd = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(BlockingIOError):  # then somebody else has it, and so it is not folded either
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, *_SHARED, 0))
+            _shut_all()  # and before the file beside them is closed
+        finally:
+            os.close(fd)
 
     def _begin(self, connection: sqlite3.Connection) -> None:
         for line in statements.SETTINGS.format(synchronous=self._synchronous).split(";"):
@@ -193,7 +214,8 @@ class Database:
         try:
             yield
         finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            if self._lock >= 0:  # it is closed if what was removed could not be opened anew
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _take_lock(self, patience: float) -> bool:
         try:
