@@ -18,6 +18,7 @@ from harness import PATIENCE
 from daemonkit.core.filesystem import file_system_of, is_network
 from daemonkit.errors import BrokerError
 from daemonkit.queue.broker import NewTask
+from daemonkit.queue.database import Database
 from daemonkit.queue.sqlite import SqliteBroker
 
 
@@ -236,6 +237,23 @@ broker.close()
     signal.signal(signal.SIGUSR1, before)
     assert came
     assert ready(broker) == 1
+
+
+def test_a_signal_handler_that_raises_when_the_lock_is_taken_leaves_it_free(
+    path: str, broker: SqliteBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Database._take_lock
+
+    def interrupted(self: Database, patience: float) -> bool:
+        take(self, patience)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "_take_lock", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            broker.put("mail", NewTask(b"x"))
+    with open(f"{path}-lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_why_the_wait_for_the_lock_cannot_be_bounded_is_told(path: str, broker: SqliteBroker) -> None:

@@ -206,12 +206,12 @@ class Database:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        if not self._take_lock(PATIENCE):
-            raise BrokerError(
-                f"write {self.path}: another process has held {self.path}-lock for {PATIENCE:g} s; "
-                "see lslocks(8) for its number: it may be stopped"
-            )
-        try:
+        try:  # a signal handler may raise when the lock is ours already
+            if not self._take_lock(PATIENCE):
+                raise BrokerError(
+                    f"write {self.path}: another process has held {self.path}-lock for {PATIENCE:g} s; "
+                    "see lslocks(8) for its number: it may be stopped"
+                )
             yield
         finally:
             if self._lock >= 0:  # it is closed if what was removed could not be opened anew
