@@ -60,7 +60,7 @@ def can_be_sent(value: object) -> bool:
     """Whether JSON has such a thing."""
     try:
         json.dumps(value, allow_nan=False)
-    except Exception:  # noqa: BLE001 - a mistake in the script's own class says no, too
+    except (TypeError, ValueError, RecursionError):
         return False
     return True
 
