@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from daemonkit.errors import UsageError
@@ -70,6 +72,19 @@ def begin(task: Running, tell: Callable[[str], object]) -> None:
     """Let ``current_task`` be ``task``, whose progress ``tell`` tells."""
     global _task, _tell
     _task, _tell = task, tell
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """The task's time-out waits for the end of the block.
+
+    In the middle of an exchange it would look as if the broker did not answer, or leave something half done.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _running() -> Running:

@@ -12,6 +12,7 @@ from daemonkit.config.options import name_of
 from daemonkit.config.trust import prepare_run_dir
 from daemonkit.queue.broker import Broker, NewTask
 from daemonkit.queue.connect import connect
+from daemonkit.queue.current import undisturbed
 from daemonkit.queue.forking import exclusively
 
 
@@ -37,13 +38,13 @@ class Outlet:
 
     @contextlib.contextmanager
     def broker(self) -> Iterator[Broker]:
-        """The connection, for as long as the block lasts ours alone.
+        """The connection, for as long as the block lasts ours alone; a task's time-out waits for its end.
 
         Raises:
             UsageError: the broker's URL cannot be meant.
             BrokerError: it cannot be reached.
         """
-        with exclusively:
+        with undisturbed(), exclusively:
             if self._broker is None:
                 self._broker = connect(self._find_url())
             yield self._broker

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import select
-import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -124,9 +123,5 @@ class Prefork:
         """A task has come so far: what it says too soon after the last is left out."""
         if (now := time.monotonic()) >= self._told_at + PAUSE:
             self._told_at = now
-            # The task's time-out waits: in the middle of this it would look as if the broker did not answer.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
-            try:
+            with current.undisturbed():
                 self._link.tell(Touch(reservation, progress), now)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)

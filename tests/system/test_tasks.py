@@ -1147,6 +1147,35 @@ def test_a_time_out_that_comes_while_progress_is_told_is_raised_right_after_it(m
     assert task.progress == '"the lock is another\'s"'
 
 
+@pytest.mark.parametrize("mode", ["fork", "prefork"])
+@pytest.mark.parametrize("engine", ["redis", "beanstalk"])
+def test_a_soft_time_out_that_comes_while_the_task_puts_is_raised_as_such(
+    box: Box, make: Make, tmp_path: Path, engine: str, mode: str
+) -> None:
+    with broker_server(engine, tmp_path) as server, contextlib.closing(connect(server.url)) as broker:
+        mailer = make(
+            f"""
+            from daemonkit.errors import TaskTimeout
+            @task("sink")
+            def sink(): pass
+            @task(mode={mode!r}, soft_timeout=0.2)
+            def fill():
+                try:
+                    while True:
+                        sink.put()
+                except Exception as error:
+                    note("ended by", type(error).__name__)
+            """,
+            *("--broker", server.url, "--concurrency", "1"),
+        )
+        broker.pause("sink", 3600)
+        for _ in range(3):
+            broker.put("default", NewTask(call("fill")))
+        mailer.start()
+        assert mailer.await_out("ended", 3) == ["ended by TaskTimeout"] * 3
+        assert box.call("kill", "beat").returncode == 0
+
+
 def test_a_kept_process_that_has_nothing_to_do_is_not_taken_for_one_that_hangs(box: Box, make: Make) -> None:
     mailer = make("@task('quick', mode='prefork', ttr=0.1)\ndef idle(): note('done')\n", "--concurrency", "1")
     mailer.start()
