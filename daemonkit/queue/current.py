@@ -78,8 +78,12 @@ def begin(task: Running, tell: Callable[[str], object]) -> None:
 def undisturbed() -> Iterator[None]:
     """The task's time-out waits for the end of the block.
 
-    In the middle of an exchange it would look as if the broker did not answer, or leave something half done.
+    In the middle of an exchange it would look as if the broker did not answer, or leave something half done.  In a
+    process that does no task there is no such time-out: SIGALRM is its own.
     """
+    if _task is None:
+        yield
+        return
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
     try:
         yield
