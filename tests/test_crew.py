@@ -181,6 +181,37 @@ def test_a_submit_that_is_interrupted_anywhere_leaves_the_pool_as_it_was(reuse: 
     assert not end.is_alive()
 
 
+def test_a_first_submit_that_is_interrupted_anywhere_in_the_start_leaves_a_pool_that_works() -> None:
+    left = 0
+
+    def strike(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal left
+        # What weakref calls, "_remove", can raise nothing.
+        if event in ("call", "c_return") and frame.f_code.co_name != "_remove":
+            left -= frame.f_code.co_name == "attend" or left < moment  # what comes before it is not ours to keep
+            if left == 0:
+                raise KeyboardInterrupt
+
+    moment, is_struck = 0, True
+    while is_struck:
+        moment += 1
+        left = moment
+        pool = Pool(1)
+        try:
+            sys.setprofile(strike)
+            pool.submit(len, b"123")
+            is_struck = left <= 0
+        except (KeyboardInterrupt, RuntimeError):  # the latter if it struck within the standard library's waiting
+            pass
+        finally:
+            sys.setprofile(None)
+        assert pool.submit(len, b"12").result(PATIENCE) == 2, f"struck at moment {moment}"
+        pool.shutdown()
+        threads = [thread.name for thread in threading.enumerate() if thread.is_alive()]
+        assert "daemonkit pool" not in threads, f"struck at moment {moment}"
+    assert moment > 20
+
+
 def test_a_call_that_is_killed_is_told_though_the_pool_is_shut_down_at_that_moment() -> None:
     is_armed, is_between, goes_on = threading.Event(), threading.Event(), threading.Event()
 

@@ -28,10 +28,14 @@ class Attendant:
         if self._thread is not None:
             self.wake()
             return
-        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        thread = threading.Thread(target=run, name="daemonkit pool", daemon=True)
-        thread.start()
-        self._thread = thread
+        try:
+            self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._thread = threading.Thread(target=run, name="daemonkit pool", daemon=True)
+            self._thread.start()
+        except BaseException:  # there is no room for it; or control-C: if it runs, it is not ours, and ends at once
+            self._thread = None
+            self.end()
+            raise
 
     def wake(self) -> None:
         """Have it look at everything."""

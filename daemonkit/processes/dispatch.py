@@ -145,8 +145,9 @@ class Dispatcher:
         self._server = self._make_server(self._begun)
         try:
             self._attendant.attend(self._run)
-        except (OSError, RuntimeError):  # there is no room for it; there may be for the next call
-            self._end()
+        except BaseException:  # there is no room for it; or control-C.  The next call starts all again
+            server, self._server = self._server, None
+            server.close()
             raise
 
     def _end(self) -> None:
@@ -157,6 +158,9 @@ class Dispatcher:
             server.close()
 
     def _run(self) -> None:
+        with self._lock:  # whoever starts us holds it until that is done
+            if not self._attendant.is_current():  # control-C struck there: we were given up
+                return
         try:
             while self._turn():
                 pass
