@@ -234,11 +234,11 @@ def crunch(stop):
     write("last")
 """
     first = start(cluster, 3, hooks)
-    mine = first.cluster
-    assert (mine["role"], mine["state"], len(mine["peers"])) == ("leader", "connected", 3)
+    mine = first.await_cluster(lambda said: len(said["peers"]) == 3)
+    assert (mine["role"], mine["state"]) == ("leader", "connected")
     assert mine["token"] == cluster.writes()[-1].token
     for other in others(cluster, first):
-        theirs = other.cluster
+        theirs = other.await_cluster(lambda said: said["leader"])
         assert (theirs["role"], theirs["token"], theirs["leader"]["token"]) == ("follower", None, mine["token"])
         assert other.job("act")["state"] == "standby"
         refused = other.call("trigger", "beat", "act")
@@ -858,7 +858,7 @@ def test_a_configuration_in_the_cluster_lies_over_the_file_and_each_change_is_a_
 def test_the_command_shows_who_leads_who_is_there_and_who_has_which_lock(coordinator: str, make: Make) -> None:
     cluster = make(coordinator)
     first = start(cluster, 2)
-    mine = first.cluster
+    mine = first.await_cluster(lambda found: len(found["peers"]) == 2)
 
     def said(*words: str) -> str:
         done = first.call("cluster", *words, coordinator)
