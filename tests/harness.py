@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from daemonkit.core.inotify import wait_until
 from daemonkit.core.pidfile import inspect
 
 PATIENCE = 30.0  # seconds: only a bound; every wait ends with its event
+DYING = 5.0  # seconds, only a bound as well: what was told to end may take a moment for it
 
 
 class Box:
@@ -119,11 +121,15 @@ class Box:
         return found
 
     def close(self) -> None:
-        """Stop what holds a PID file here, end the rest, and fail if there was a rest."""
+        """Stop what holds a PID file here; fail if anything else does not end by itself soon, and end it."""
         for pidfile in self.run_dir.glob("*.pid"):
             with contextlib.suppress(Exception):
                 if inspect(str(pidfile)).locked:
                     self.call("kill", "--timeout", "2", "--run-dir", self.run_dir, pidfile.stem)
+        until = time.monotonic() + DYING
+        for pid in self.processes():
+            with contextlib.suppress(AssertionError):
+                await_end(pid, max(0, until - time.monotonic()))
         left = self.processes()
         for pid in left:
             with contextlib.suppress(ProcessLookupError):

@@ -312,6 +312,19 @@ def test_pings_tell_that_the_silence_before_a_proof_was_short() -> None:
     assert session.valid_until > now + 10 / 3
 
 
+def test_a_session_with_which_much_is_read_is_counted_on_as_long_as_a_silent_one(
+    servers: Ensemble, opened: Open
+) -> None:
+    """Between two requests that are less than a third of the time-out apart, the library sends no ping."""
+    tree = opened(servers.url(session_timeout=4.0)).tree
+    tree.get("/")
+    began = boot_time()
+    while boot_time() < began + 0.83 * 4.0:
+        tree.get("/")
+    tree.keep_valid(tree)
+    assert tree.valid_until > boot_time() + 4.0 / 3
+
+
 def test_a_session_goes_on_in_another_process_with_what_it_has(servers: Ensemble, opened: Open) -> None:
     coordinator = opened(servers.url())
     candidacy = coordinator.elect("job", unique="u" * 32)

@@ -5,7 +5,7 @@ request was sent: no other majority can have ended it.  Pings prove nothing, for
 is cut off from its leader; nor does a sync, which a leader answers that is cut off from its followers.
 
 What that majority knew of the session may have been older: its followers tell the leader every half tick which sessions
-they have heard of, and we may have been silent before: for a quarter of the time-out between two proofs, and for longer
+they have heard of, and we may have been silent before: for a third of the time-out between two pings, and for longer
 if we were stopped.  So the session is counted on for six tenths of its time-out after a proof, but for 0.85
 of it at most after what the leader must have known by then.
 """

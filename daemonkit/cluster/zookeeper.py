@@ -247,8 +247,7 @@ class ZookeeperTree(Tree):
         try:
             result = call(self._client).get(timeout=self._status.timeout)
         except (exceptions.NoNodeError, exceptions.NodeExistsError) as error:
-            if proves:  # a write that failed is one that a majority has agreed upon
-                self._status.prove(session, sent)
+            self._answered(session, sent, proves)  # a write that failed is one that a majority has agreed upon
             if isinstance(error, exceptions.NoNodeError) and not self._is_rooted:
                 self._check_chroot()
             raise
@@ -261,9 +260,15 @@ class ZookeeperTree(Tree):
         except exceptions.KazooException as error:
             why = _REFUSALS.get(type(error), f"the server says {type(error).__name__}")
             raise CoordinatorError(f"{doing} at {self.url}: {why}") from error
+        self._answered(session, sent, proves)
+        return result
+
+    def _answered(self, session: str, sent: float, proves: bool) -> None:
+        """A server has heard of us; while there are requests, the library sends no pings."""
         if proves:
             self._status.prove(session, sent)
-        return result
+        else:
+            self._status.hear(sent)
 
     def _check(self) -> None:
         """Return when there is a connection, waiting for one no longer than a session's time-out."""

@@ -104,9 +104,14 @@ class Mailer:
         return self.broker.peek_state(queue, State.BURIED, 100)
 
     def consumer(self) -> int:
-        pid = next(each["pid"] for each in self.box.status()["children"] if each["name"].startswith("consumer"))
-        assert isinstance(pid, int)
-        return pid
+        """Its PID, once it is there: a start does not wait for it."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            children = self.box.status()["children"]
+            pid = next(each["pid"] for each in children if each["name"].startswith("consumer"))
+            if pid is not None:
+                return int(pid)
+            assert time.monotonic() < until, children
 
 
 class Gate:

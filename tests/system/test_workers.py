@@ -494,12 +494,14 @@ def test_reload_replaces_all_workers_by_new_code(box: Box, how: str) -> None:
 
 
 def test_each_replacement_waits_until_the_new_one_is_ready(box: Box) -> None:
-    gate = box.path / "gate"
-    os.mkfifo(gate)
+    gates = [box.path / f"gate{index}" for index in range(3)]  # each its own: one may be open yet when the next comes
+    for gate in gates:
+        os.mkfifo(gate)
     box.start(showing("old"))
     box.await_log("old", 3)
     before = pids(box)
-    rewrite(box, showing("new", f"open({str(gate)!r}).close(); stop.ready()", ", readiness=True"))
+    wait = f"open({str(box.path / 'gate')!r} + str(index)).close(); stop.ready()"
+    rewrite(box, showing("new", wait, ", readiness=True"))
     with box.popen("reload", "beat") as reload:
         for index in range(3):
             box.await_log(f"new {index}")
@@ -507,7 +509,7 @@ def test_each_replacement_waits_until_the_new_one_is_ready(box: Box) -> None:
             assert log.count("test: new") == index + 1
             assert f"bye old {index}" not in log
             assert os.path.exists(f"/proc/{before[f'worker crunch-{index}']}")
-            gate.open("w").close()
+            gates[index].open("w").close()
         assert reload.wait(60) == 0
 
 
