@@ -609,10 +609,10 @@ def test_row_05_a_reader_that_left_does_not_fail_a_start(box: Box) -> None:
 
 @pytest.fixture
 def small_disk(box: Box) -> Iterator[Path]:
-    """A file system of 64 kB, gone after the test."""
+    """A file system of 4 MB, gone after the test."""
     path = box.path / "disk"
     path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=0755", "tmpfs", path], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=0755", "tmpfs", path], check=True)
     yield path
     with contextlib.suppress(AssertionError):
         box.close()  # what lives holds the log open
@@ -626,7 +626,7 @@ def test_row_05_a_full_disk_under_the_log_stops_nothing_and_every_lost_line_is_c
     beats, box.log = box.path / "beats", small_disk / "daemon.log"
     box.environ["DAEMONKIT_LOG"] = str(box.log)
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(32768))
+    ballast.write_bytes(bytes(2**22 - 32768))  # the room that this makes lasts until the daemon is stopped
     done = box.call("start", box.script(CHATTER), beats, "400")
     assert done.returncode == 0, done.stderr
     box.await_file(beats, "beat", 100)  # 45,000 bytes; there were 32,768
