@@ -12,7 +12,7 @@ import click
 
 from daemonkit.cli import moves
 from daemonkit.cli.broker import on_broker, opened, url_of
-from daemonkit.cli.common import answer, as_json, as_table, json_option, printable
+from daemonkit.cli.common import answer, as_json, as_table, configuration_options, json_option, printable
 from daemonkit.cli.types import ALL, COUNT, MOVABLE, STATES, Duration, Words
 from daemonkit.core.duration import describe
 from daemonkit.errors import BrokerError, NoSuchTask
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def command() -> None:
     """The tasks of a broker, by hand: look, put, kick, bury, delete, pause, move.
 
-    Without --broker URL the configured broker is meant; doctor and migrate are given URLs.
+    Without --broker URL the configured broker is meant; doctor is given one as URL, too, and migrate two.
 
     \b
       daemonkit queue stats
@@ -200,10 +200,13 @@ def empty(broker: Broker, queue: str, states: tuple[str, ...], yes: bool, json_w
 @command.command()
 @click.argument("url", required=False)
 @json_option
+@configuration_options("broker", "run_dir")
 @click.pass_context
-def doctor(ctx: click.Context, url: str | None, json_wanted: bool) -> None:
+def doctor(
+    ctx: click.Context, url: str | None, json_wanted: bool, config_path: str | None, **given: str | None
+) -> None:
     """Say what would be lost, and when, at the broker URL (default: the configured one)."""
-    with opened(url or url_of(ctx, {}, None)) as broker:
+    with opened(url or url_of(ctx, given, config_path)) as broker:
         lines = broker.doctor()
         answer(json_wanted, {"broker": broker.url, "lost": lines}, "\n".join(lines))
 

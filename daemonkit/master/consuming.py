@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from daemonkit.config.options import Options
 from daemonkit.core.logs import Sink
 from daemonkit.script import Script
+
+log = logging.getLogger("daemonkit.queue")
 
 
 def add_consumer(script: Script, name: str, options: Options, sink: Sink) -> None:
@@ -26,3 +29,13 @@ def add_consumer(script: Script, name: str, options: Options, sink: Sink) -> Non
         tuple(script.handlers.get("fork", ())),
     )
     script.workers |= {made.name: made for made in workers(script.tasks, settings)}
+
+
+def warn_of_broker(script: Script, options: Options) -> None:
+    """Log what whoever starts a consumer ought to know of its broker."""
+    if not script.tasks:
+        return
+    from daemonkit.queue.disk import caution
+
+    if words := caution(options.broker):
+        log.warning("the tasks at %s: %s", options.broker, words)

@@ -35,7 +35,7 @@ from daemonkit.handover import Generation, Handover
 from daemonkit.loader import Loader, add_working_directory
 from daemonkit.master import requests
 from daemonkit.master.clustering import add_agent, preload
-from daemonkit.master.consuming import add_consumer
+from daemonkit.master.consuming import add_consumer, warn_of_broker
 from daemonkit.master.keeper import Keeper
 from daemonkit.master.log import open_log
 from daemonkit.master.master import DEFAULT_SIGNALS, Master
@@ -122,6 +122,7 @@ class _Image:
         script = _load(handover, signals, board)
         configuration = _with_script(handover, script, configuration)
         add_consumer(script, handover.name, configuration.options, sink)
+        warn_of_broker(script, configuration.options)
         page = add_agent(script, handover.name, configuration)
         if page is not None:
             self._handover = handover = handover._replace(page_fd=page.fd)

@@ -13,6 +13,19 @@ _FULL: Final = 2  # PRAGMA synchronous
 _MENDED: Final = (3, 51, 3)
 
 
+def caution(url: str) -> str | None:
+    """What whoever starts a consumer of the broker ``url`` ought to know, if it is a file; None: nothing."""
+    scheme, _, path = url.partition("?")[0].partition(":")
+    return _vanishing(path) if scheme == "sqlite" else None
+
+
+def _vanishing(path: str) -> str | None:
+    kind = file_system_of(os.path.dirname(path))
+    if kind not in _VANISHING:
+        return None
+    return f"A BOOT LOSES ALL: {kind} is kept in memory; name a file on a disk as broker"
+
+
 def doctor(path: str, connection: sqlite3.Connection) -> list[str]:
     """What would be lost when, in sentences."""
     level = connection.execute("PRAGMA synchronous").fetchone()[0]
@@ -27,8 +40,8 @@ def doctor(path: str, connection: sqlite3.Connection) -> list[str]:
         else "a power cut loses the last puts, and repeats the last tasks (synchronous=NORMAL)",
         "the file is sound" if sound == "ok" else f"THE FILE IS DAMAGED: {sound}; stop all, try sqlite3's .recover",
     ]
-    if kind in _VANISHING:
-        lines.append(f"A BOOT LOSES ALL: {kind} is kept in memory; name a file on a disk as broker")
+    if words := _vanishing(path):
+        lines.append(words)
     if sqlite3.sqlite_version_info < _MENDED:
         lines.append(
             f"SQLite {sqlite3.sqlite_version} has the WAL-reset bug (mended in 3.51.3); we keep clear of it, "

@@ -306,5 +306,9 @@ def test_a_full_disk_is_told_to_the_producer_and_what_was_there_stays(box: Box, 
         assert "make room on the disk" in done.stderr
         assert "body: kept" in run(box, "peek", "mail", "--broker", url)
         assert "A BOOT LOSES ALL: tmpfs" in run(box, "doctor", url)
+        assert run(box, "doctor", "--broker", url) == run(box, "doctor", url)
+        box.start("@task\ndef say(): pass\n", "--broker", url)
+        assert box.log.read_text().count(f"WARNING daemonkit.queue: the tasks at {url}: A BOOT LOSES ALL: tmpfs") == 1
+        assert box.call("kill", "beat").returncode == 0
     finally:
         subprocess.run(["umount", str(small)], check=True)
