@@ -231,13 +231,18 @@ def test_a_delay_keeps_a_task_until_then(broker: Broker) -> None:
 def test_what_goes_back_for_a_part_of_a_second_is_there_right_after_it(broker: Broker, reason: str | None) -> None:
     broker.put("mail", NewTask(b"x", priority=7))
     (found,) = broker.reserve("mail")
-    began = time.monotonic()
-    left = broker.exchange([Release(found, 0.2, reason)], {"mail": 1}, 1).due
-    assert left is not None
-    assert left <= 0.2
-    again = reserve(broker)
-    assert 0.2 <= time.monotonic() - began < 0.9  # beanstalkd alone knows of whole seconds
-    assert (again.body, again.priority, again.failures) == (b"x", 7, 0 if reason is None else 1)
+    for times in range(1, 10):
+        began = time.monotonic()
+        left = broker.exchange([Release(found, 0.2, reason)], {"mail": 1}, 1).due
+        assert left is not None
+        assert left <= 0.2
+        found = reserve(broker)
+        took = time.monotonic() - began
+        assert took >= 0.2
+        assert (found.body, found.priority, found.failures) == (b"x", 7, 0 if reason is None else times)
+        if took < 0.9:  # beanstalkd alone knows of whole seconds
+            return
+    pytest.fail("it always came after a whole second")
 
 
 def test_what_is_buried_comes_only_when_it_is_kicked_its_failures_forgotten(broker: Broker) -> None:

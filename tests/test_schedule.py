@@ -146,10 +146,10 @@ def test_a_wrong_expression_is_refused_with_one_sentence(expression: str, why: s
 
 @pytest.mark.parametrize("expression", ["1 1 */100 * MON#4", "0 0 */31 2 5#5"])
 def test_an_expression_that_never_comes_true_is_refused_quickly(expression: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(UsageError, match="would never run"):
         Cron(expression)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1  # of CPU; all days of all years would take minutes
 
 
 @given(st.lists(st.text("0123456789*/,-#LWMONlw²", min_size=1, max_size=6), min_size=5, max_size=5))

@@ -203,7 +203,7 @@ def empty(broker: Broker, queue: str, states: tuple[str, ...], yes: bool, json_w
 @configuration_options("broker", "run_dir")
 @click.pass_context
 def doctor(
-    ctx: click.Context, url: str | None, json_wanted: bool, config_path: str | None, **given: str | None
+    ctx: click.Context, /, url: str | None, json_wanted: bool, config_path: str | None, **given: str | None
 ) -> None:
     """Say what would be lost, and when, at the broker URL (default: the configured one)."""
     with opened(url or url_of(ctx, given, config_path)) as broker:

@@ -10,11 +10,12 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import Box, await_end
+from harness import PATIENCE, Box, await_end
 
 STARTS = 200
 ROUNDS = int(os.environ.get("ROUNDS", "1"))
@@ -150,7 +151,8 @@ def test_row_9_kill_after_kill_9_is_a_success_and_removes_what_was_left(box: Box
 
 def reuse(pid: int) -> subprocess.Popen[bytes] | None:
     """Start processes until one has the number ``pid`` (proc(5), ns_last_pid); None where that is not possible."""
-    for _ in range(50):
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:  # whoever else starts one may take it for a while
         try:
             Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
         except OSError:
