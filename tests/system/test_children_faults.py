@@ -360,7 +360,7 @@ os.write(READY, b".")
 while True:
     os.waitpid(-1, 0)
 """
-    (group / "pids.max").write_text("100")
+    (group / "pids.max").write_text("1000")  # dead ones that nobody has reaped yet count, too
     with Serving(wrap=inside(group)) as serving:
         asked = serving.started(walkers)
         assert serving.run("").is_clean
