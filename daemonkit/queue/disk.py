@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import sqlite3
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from daemonkit.core.filesystem import file_system_of
+
+if TYPE_CHECKING:
+    import sqlite3
 
 _VANISHING: Final = frozenset(["tmpfs", "ramfs"])
 _FULL: Final = 2  # PRAGMA synchronous
@@ -28,6 +30,8 @@ def _vanishing(path: str) -> str | None:
 
 def doctor(path: str, connection: sqlite3.Connection) -> list[str]:
     """What would be lost when, in sentences."""
+    import sqlite3  # a daemon that only asks for a caution has no use for it
+
     level = connection.execute("PRAGMA synchronous").fetchone()[0]
     sound = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     space = os.statvfs(os.path.dirname(path))
