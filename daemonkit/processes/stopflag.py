@@ -98,6 +98,7 @@ class StopFlag:
         self._beat(now)
         if not self._is_set and (why := self._wear.why(now)):
             self._is_set = True
+            self._wake()
             self._notes.send(Note.RECYCLE, self._number, why.encode())
         return self._is_set
 
@@ -110,11 +111,16 @@ class StopFlag:
         poll = select.poll()
         poll.register(self._wakeup, select.POLLIN)
         if poll.poll(max(int(timeout * 1000 + 0.999), 1)):
-            os.read(self._wakeup, 4096)
+            self.drain()  # another thread may have been quicker
+            if self._is_set:
+                self._wake()  # what we have read may have been meant for others, too
 
     def _on_term(self, number: int, frame: object) -> None:
         self._is_set = True
-        # Again, for a wait in another thread, which may have read the wakeup byte before we came to run.
+        self._wake()  # the byte that the signal itself has written may have been read before we came to run
+
+    def _wake(self) -> None:
+        """End the waits of all threads, once the flag is set."""
         with contextlib.suppress(BlockingIOError):
             os.write(self._writer, b"!")
 

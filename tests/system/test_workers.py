@@ -412,6 +412,48 @@ def test_a_wait_ends_at_once_also_in_a_thread(box: Box) -> None:
     assert "bye after True" in box.log.read_text()
 
 
+def test_a_stop_ends_the_waits_of_all_threads_and_none_of_them_fails(box: Box) -> None:
+    box.start(
+        """
+        import threading
+
+        @worker
+        def crunch(stop):
+            threads = [threading.Thread(target=stop.wait) for _ in range(40)]
+            for thread in threads:
+                thread.start()
+            log.info("up")
+            for thread in threads:
+                thread.join()
+            log.info("bye")
+        """
+    )
+    box.await_log(": up")
+    assert box.call("kill", "beat").returncode == 0
+    log = box.log.read_text()
+    assert ": bye" in log
+    assert "Traceback" not in log
+
+
+def test_a_worn_worker_ends_the_waits_of_its_other_threads(box: Box) -> None:
+    box.start(
+        """
+        import threading
+
+        @worker(max_tasks=3, recycle_jitter=0, stop_schedule="TERM/30/KILL/5")
+        def crunch(stop):
+            thread = threading.Thread(target=stop.wait)
+            thread.start()
+            while not stop.is_set():
+                os.sched_yield()
+            thread.join()
+            log.info("bye")
+        """
+    )
+    log = box.await_log(": bye", 2)
+    assert "killed" not in log
+
+
 def test_a_stubborn_worker_is_ended_by_its_stop_schedule_on_scale_down_and_on_stop(box: Box) -> None:
     box.start(STUBBORN.format('count=2, stop_schedule="TERM/0.5/KILL/1"'), "--graceful-timeout", "60")
     box.await_log(": up", 2)
