@@ -213,6 +213,7 @@ class Crew:
         elif loser in self._servers:
             self._servers.remove(loser)
             loser.close()
+            _tell_ends(loser)  # of what it was asked for before it could listen
 
     def _tell_reloaded(self, error: str | None, waiting: list[Done]) -> None:
         if error:

@@ -742,6 +742,38 @@ def test_a_reload_during_a_reload_is_done_afterwards(box: Box) -> None:
     assert log.count("bye new ") == 3
 
 
+def test_a_reload_tells_the_ends_of_all_that_a_fork_server_was_asked_for_before_it_had_read_the_script(box: Box) -> None:
+    gate = box.path / "gate"
+    begun = box.path / "begun"
+    box.start(
+        WAITING
+        + f"""
+@every(1000, fork=True)
+def report(): ...
+
+if os.path.exists({str(gate)!r}):
+    open({str(begun)!r}, "w").close()
+    open({str(gate)!r}).close()
+"""
+    )
+    box.await_log("up ", 2)
+    os.mkfifo(gate)
+    os.kill(pids(box)["fork server"], signal.SIGKILL)
+    box.await_file(begun)
+    gate.unlink()  # whoever has opened it waits for ever
+    with box.popen("trigger", "beat", "report") as trigger:
+        while "job report" not in pids(box):
+            pass
+        assert box.call("reload", "beat").returncode == 0
+        assert trigger.wait(60) == 1
+    assert [(row["name"], row["state"]) for row in box.status()["children"]] == [
+        ("fork server", "running"),
+        ("worker crunch-0", "ready"),
+        ("worker crunch-1", "ready"),
+    ]
+    assert box.call("trigger", "beat", "report").returncode == 0
+
+
 def test_a_stop_during_a_reload_ends_all(box: Box) -> None:
     gate = box.path / "gate"
     os.mkfifo(gate)
