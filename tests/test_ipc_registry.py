@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import signal
 from pathlib import Path
 
@@ -160,6 +161,29 @@ def test_lines_that_a_crash_has_left_unfinished_are_passed_over(objects: Objects
     assert len(registry.find(objects.path)) == 1
     assert len(registry.remove_left(objects.path)) == 1
     assert not Path(objects.path).exists()
+
+
+def test_what_is_made_after_a_crash_that_has_left_half_a_line_is_written_down(objects: Objects) -> None:
+    dead_queue(objects)
+    with open(objects.path, "a") as file:
+        file.write('{"kind": "queue", "key"')
+    objects.run("ipc.MessageQueue(None)")
+    assert len(registry.find(objects.path)) == 2
+    assert len(registry.remove_left(objects.path)) == 2
+
+
+def test_a_line_for_which_there_is_no_room_leaves_the_registry_as_it_was(objects: Objects) -> None:
+    room = ipc.Semaphore(None)
+    before = Path(objects.path).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))
+    try:
+        with pytest.raises(IpcError, match="no space left"):
+            ipc.Semaphore(None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert Path(objects.path).read_bytes() == before
+    room.remove()
 
 
 @pytest.mark.parametrize("what", ["directory", "link", "pipe"])

@@ -274,8 +274,11 @@ def _read(fd: int) -> list[Entry]:
 
 
 def _append(fd: int, entry: Entry) -> None:
-    line = json.dumps(entry._asdict()).encode() + b"\n"
-    if os.pwrite(fd, line, os.fstat(fd).st_size) < len(line):
+    line, size = json.dumps(entry._asdict()).encode() + b"\n", os.fstat(fd).st_size
+    if size and os.pread(fd, 1, size - 1) != b"\n":  # a crash has left half a line
+        line = b"\n" + line
+    if os.pwrite(fd, line, size) < len(line):
+        os.ftruncate(fd, size)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
