@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daemonkit.cli.common import Preset, as_json, as_table, configuration_options, json_option, run_dir_of
-from daemonkit.errors import NotAllowed
+from daemonkit.errors import IpcError, NotAllowed
 
 if TYPE_CHECKING:
     from daemonkit.ipc.registry import Found
@@ -32,12 +32,12 @@ def command(ctx: click.Context, action: str, json_wanted: bool, run_dir: str | N
     from daemonkit.ipc import registry
 
     preset = ctx.obj if isinstance(ctx.obj, Preset) else None
-    refused: list[NotAllowed] = []
+    refused: list[NotAllowed | IpcError] = []
     found: list[Found] = []
     for path in registry.registries(run_dir_of(preset, None, run_dir, config_path)):
         try:
             found += registry.find(path) if action == "list" else registry.remove_left(path)
-        except NotAllowed as error:
+        except (NotAllowed, IpcError) as error:  # the others are looked at all the same
             refused.append(error)
             click.echo(str(error), err=True)
     if json_wanted:
@@ -48,7 +48,7 @@ def command(ctx: click.Context, action: str, json_wanted: bool, run_dir: str | N
         for each in found:
             click.echo(f"removed {each.title}, left by pid {each.entry.pid}, which is dead")
     if refused:
-        ctx.exit(NotAllowed.exit_code)
+        ctx.exit(refused[0].exit_code)
 
 
 def _show(found: list[Found]) -> None:

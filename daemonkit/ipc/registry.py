@@ -29,6 +29,7 @@ SUFFIX: Final = ".ipc"
 SCRIPTS: Final = f"_scripts{SUFFIX}"  # no daemon's name begins with an underscore
 PATIENCE: Final = 10.0  # seconds to wait for another process that changes the file
 
+_HEAD: Final = b'{"kind":'  # so each line begins
 _PRUNED_ABOVE: Final = 64 * 1024  # bytes of the file, from which on entries of gone objects are dropped
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -252,13 +253,18 @@ def _is_at(path: str, fd: int) -> bool:
 
 
 def _open(path: str, flags: int) -> int:
+    what_it_is_not = f"open {path}: not a plain file; remove it or choose another run directory"
     try:
         fd = os.open(path, flags | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     except PermissionError:
         raise NotAllowed(f"open {path}: permission denied; try as root or as the user who made it") from None
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):  # a directory, a link, a socket
+            raise IpcError(what_it_is_not) from None
+        raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise IpcError(f"open {path}: not a plain file; remove it or choose another run directory")
+        raise IpcError(what_it_is_not)
     return fd
 
 
@@ -290,7 +296,9 @@ def _write(fd: int, entries: list[Entry]) -> None:
 
 
 def _rewrite(path: str, fd: int, entries: list[Entry]) -> None:
-    """The same; an empty registry is removed, where that may be done."""
+    """The same; an empty registry is removed, where that may be done; a file that is none of ours is left alone."""
+    if not _HEAD.startswith(os.pread(fd, len(_HEAD), 0)):
+        return
     _write(fd, entries)
     if not entries:
         with contextlib.suppress(PermissionError):

@@ -218,6 +218,21 @@ def test_a_script_without_a_daemon_is_listed_and_cleaned_too(box: Box) -> None:
     assert box.call("ipc", "list").stdout == ""
 
 
+def test_files_that_are_no_registries_are_left_alone_and_do_not_hide_the_others(box: Box) -> None:
+    foreign = box.run_dir / "data.ipc"
+    foreign.write_text("ARROW1")
+    text = "from daemonkit import ipc; ipc.MessageQueue(None)"
+    subprocess.run([sys.executable, "-c", text], env=box.environ, check=True)
+    (box.run_dir / "_a.ipc").mkdir()
+    (box.run_dir / "_b.ipc").symlink_to(foreign)
+    for action, said in (("list", "dead"), ("clean", "removed queue")):
+        done = box.call("ipc", action)
+        assert done.returncode == 1
+        assert said in done.stdout
+        assert done.stderr.count("not a plain file") == 2
+    assert foreign.read_text() == "ARROW1"
+
+
 def test_a_run_directory_that_is_not_there_has_no_objects(box: Box) -> None:
     done = box.call("ipc", "list", "--run-dir", box.path / "missing")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
