@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,16 @@ def test_a_name_is_its_crc32_without_the_sign() -> None:
     assert key_of("123456789") == 0xCBF43926 & 0x7FFFFFFF  # the check value of CRC-32
 
 
+def test_the_name_of_a_file_is_a_key_also_where_it_is_no_text() -> None:
+    assert key_of(os.fsdecode(b"/tmp/\xff")) == zlib.crc32(b"/tmp/\xff") & 0x7FFFFFFF
+
+
 @pytest.mark.parametrize(("key", "same"), [(1, 1), (-1, -1), (0xFFFFFFFF, -1), (0x80000000, -(2**31)), (255, 255)])
 def test_a_key_is_a_c_int_however_it_is_written(key: int, same: int) -> None:
     assert key_of(key) == same
 
 
-@pytest.mark.parametrize("key", [0, "", True, 2**32, -(2**31) - 1, 1.0, b"x"])
+@pytest.mark.parametrize("key", [0, "", True, 2**32, -(2**31) - 1, 1.0, b"x", "\ud800"])
 def test_what_is_no_key_is_refused(key: object) -> None:
     with pytest.raises(UsageError, match="as key"):
         key_of(key)  # type: ignore[arg-type]

@@ -133,9 +133,9 @@ def test_a_queue_that_was_made_larger_meanwhile_takes_and_gives_larger_messages(
     queue.remove()
 
 
-@pytest.mark.parametrize("size", [0, -1, 1.5])
+@pytest.mark.parametrize("size", [0, -1, 1.5, 2**32, 2**32 + 100])
 def test_a_size_that_cannot_be_meant_is_refused(objects: Objects, size: int) -> None:
-    with pytest.raises(UsageError, match="use 1 or more"):
+    with pytest.raises(UsageError, match="use 1 to "):
         ipc.MessageQueue(None, max_bytes=size)
 
 

@@ -118,9 +118,9 @@ def test_what_is_there_may_be_larger_but_not_smaller(objects: Objects) -> None:
     memory.remove()
 
 
-@pytest.mark.parametrize("size", [0, -1, 1.5, "1"])
+@pytest.mark.parametrize("size", [0, -1, 1.5, "1", 2**63, 2**64 + 5])
 def test_a_size_that_cannot_be_meant_is_refused(objects: Objects, size: int) -> None:
-    with pytest.raises(UsageError, match="use 1 or more"):
+    with pytest.raises(UsageError, match="use 1 to "):
         ipc.SharedMemory(objects.name, size)
 
 

@@ -42,7 +42,10 @@ def key_of(key: int | str) -> int:
         UsageError: it is no key.
     """
     if isinstance(key, str) and key:
-        key = zlib.crc32(key.encode()) & _MOST
+        try:
+            key = zlib.crc32(key.encode(errors="surrogateescape")) & _MOST  # a file's name need not be text
+        except UnicodeEncodeError:
+            raise UsageError(f"use {key!r} as key: it cannot be written as UTF-8") from None
     elif not isinstance(key, int) or isinstance(key, bool):
         raise UsageError(f"use {key!r} as key: a number or a name is wanted")
     if key == _IPC_PRIVATE or not _LEAST <= key < 2**32:

@@ -13,6 +13,7 @@ from daemonkit.ipc.object import KernelObject
 
 LOWEST_FIRST: Final = -(2**31)  # a type for ``receive``: of all messages, those of the lowest type first
 _GREATEST_TYPE: Final = 2**31 - 1
+_MOST_BYTES: Final = 2**32 - 1  # more would reach the kernel as another number
 _WHY: Final = {"send to": "it was full", "receive from": "no such message came"}
 
 T = TypeVar("T")
@@ -56,8 +57,8 @@ class MessageQueue(KernelObject):
         Raises:
             UsageError, NotAllowed, IpcError: it cannot be made or opened.
         """
-        if max_bytes is not None and (not isinstance(max_bytes, int) or max_bytes < 1):
-            raise UsageError(f"make a queue of {max_bytes!r} bytes: use 1 or more")
+        if max_bytes is not None and (not isinstance(max_bytes, int) or not 1 <= max_bytes <= _MOST_BYTES):
+            raise UsageError(f"make a queue of {max_bytes!r} bytes: use 1 to {_MOST_BYTES}")
         super().__init__(kernel.QUEUE, key, mode, 0, keep)
         self._open()
         if max_bytes is not None and self.is_new:

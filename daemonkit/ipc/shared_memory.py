@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from types import TracebackType
+from typing import Final
 
 from daemonkit.errors import UsageError
 from daemonkit.ipc import kernel
 from daemonkit.ipc.library import Error, Segment, refuse
 from daemonkit.ipc.object import KernelObject
+
+MOST_BYTES: Final = 2**63 - 1  # more would reach the kernel as another number
 
 
 class SharedMemory(KernelObject):
@@ -33,8 +36,8 @@ class SharedMemory(KernelObject):
             UsageError: what is there already has less.
             NotAllowed, IpcError: it cannot be made or attached.
         """
-        if not isinstance(size, int) or size < 1:
-            raise UsageError(f"make shared memory of {size!r} bytes: use 1 or more")
+        if not isinstance(size, int) or not 1 <= size <= MOST_BYTES:
+            raise UsageError(f"make shared memory of {size!r} bytes: use 1 to {MOST_BYTES}")
         super().__init__(kernel.MEMORY, key, mode, size, keep)
         self.buf = self._attach(0o600)
 

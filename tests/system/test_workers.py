@@ -742,7 +742,7 @@ def test_a_reload_during_a_reload_is_done_afterwards(box: Box) -> None:
     assert log.count("bye new ") == 3
 
 
-def test_a_reload_tells_the_ends_of_all_that_a_fork_server_was_asked_for_before_it_had_read_the_script(box: Box) -> None:
+def test_a_reload_tells_the_ends_of_what_a_fork_server_was_asked_for_before_it_had_read_the_script(box: Box) -> None:
     gate = box.path / "gate"
     begun = box.path / "begun"
     box.start(
