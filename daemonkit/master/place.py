@@ -256,6 +256,9 @@ class Place:
         self._after(patience, lambda: self._step(tuple(rest)))
 
     def _renew(self) -> None:
+        if self._on_trial:  # a fresh one would be worn as soon
+            self._fail_trial(f"was not ready when it was worn: {self.life.why if self.life else ''}")
+            return
         log.info("worker %s: recycled: %s", self.name, self.life.why if self.life else "")
         self.fill()
 

@@ -604,6 +604,18 @@ def test_a_new_worker_that_is_never_ready_is_a_failed_reload(box: Box) -> None:
     assert pids(box) == before
 
 
+def test_a_new_worker_that_is_worn_before_it_is_ready_is_a_failed_reload(box: Box) -> None:
+    box.start(showing("old"))
+    box.await_log("old", 3)
+    before = pids(box)
+    worn = ", readiness=True, max_tasks=2, recycle_jitter=0"
+    rewrite(box, showing("new", "while not stop.is_set(): pass", worn))
+    done = box.call("reload", "beat")
+    assert done.returncode == 1
+    assert "worker crunch-0: was not ready when it was worn: 2 pieces of work, max_tasks; the old code" in done.stderr
+    assert pids(box) == before
+
+
 def test_new_code_that_hangs_in_its_import_is_a_failed_reload(box: Box) -> None:
     box.start(showing("old"), "--ready-timeout", "4")
     box.await_log("old", 3)
