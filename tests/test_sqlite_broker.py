@@ -306,6 +306,28 @@ sys.stdin.read()
         other.stdin.close()
 
 
+def test_a_log_that_is_removed_under_one_who_is_idle_is_not_told_to_others_as_a_full_disk(
+    path: str, broker: SqliteBroker
+) -> None:
+    broker.put("mail", NewTask(b"first"))
+    os.unlink(f"{path}-wal")
+    program = f"""
+from daemonkit.errors import BrokerError
+from daemonkit.queue.sqlite import SqliteBroker
+try:
+    SqliteBroker({path!r})
+except BrokerError as error:
+    print(type(error).__name__, error)
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert told.startswith("BrokerError ")
+    assert "its log was removed or cut short while others have it open" in told
+    with pytest.raises(BrokerError, match="it was removed or replaced"):
+        broker.put("mail", NewTask(b"refused"))
+    broker.put("mail", NewTask(b"second"))
+    assert ready(broker) == 2
+
+
 @pytest.mark.parametrize("end", ["broker.close()", "os._exit(0)"])
 @pytest.mark.parametrize("name", ["-shm", "-lock"])
 def test_what_is_put_after_the_index_of_the_log_or_the_lock_was_removed_is_not_lost(

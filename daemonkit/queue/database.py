@@ -146,8 +146,7 @@ class Database:
         if self._files != (there := self._files_there()):
             if self._files[:2] == there[:2]:
                 self._leave_log()
-            self._shut()
-            self._open()
+            self._shut()  # opened when it is used next: meanwhile the others, who have noticed, may be alone with it
             raise BrokerError(f"use {self.path}: it was removed or replaced; what is there now is used from now on")
         return connection
 
@@ -241,6 +240,12 @@ class Database:
             words = str(error)
             if _is_full(error):
                 raise BrokerFull(f"write {self.path}: {words}; make room on the disk") from error
+            if _code(error) == sqlite3.SQLITE_IOERR_SHORT_READ:
+                self._shut()  # the index is made anew when nobody has it open: who comes next finds what is there
+                raise BrokerError(
+                    f"use {self.path}: {words}: its log was removed or cut short while others have it open; "
+                    "tried again, it comes right as soon as all of them have noticed (lsof shows them)"
+                ) from error
             advice = _ADVICE.get(type(error), "look at the file and its directory")
             raise BrokerError(f"use {self.path}: {words}; {advice}") from error
         except OSError as error:
@@ -258,8 +263,21 @@ _ADVICE: Final[dict[type[sqlite3.Error], str]] = {
 }
 
 
+# A quota that is used up is an I/O error, and so is want of room for the index (SQLite's os_unix.c).
+_FULL: Final = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+}
+
+
+def _code(error: sqlite3.Error) -> int | None:
+    return getattr(error, "sqlite_errorcode", None)  # the module's own errors have none
+
+
 def _is_full(error: sqlite3.Error) -> bool:
-    return "full" in str(error) or "disk I/O" in str(error)
+    return _code(error) in _FULL
 
 
 def _fold(connection: sqlite3.Connection) -> None:
