@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -78,17 +78,29 @@ def begin(task: Running, tell: Callable[[str], object]) -> None:
 def undisturbed() -> Iterator[None]:
     """The task's time-out waits for the end of the block.
 
-    In the middle of an exchange it would look as if the broker did not answer, or leave something half done.  In a
-    process that does no task there is no such time-out: SIGALRM is its own.
+    In the middle of an exchange it would look as if the broker did not answer, or leave something half done.  To block
+    the signal would not do: beside other threads the kernel gives it to one of those, and Python runs its handler here.
     """
-    if _task is None:
+    global _depth, _owed
+    if threading.current_thread() is not threading.main_thread():  # handlers run in that one alone
         yield
         return
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    _depth += 1
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _depth -= 1
+        if not _depth and _owed is not None:
+            owed, _owed = _owed, None
+            raise owed
+
+
+def interrupt(error: BaseException) -> None:
+    """Raise ``error`` in the task, now or at the end of what is not to be disturbed; for a signal's handler."""
+    global _owed
+    if not _depth:
+        raise error
+    _owed = error
 
 
 def _running() -> Running:
@@ -99,4 +111,6 @@ def _running() -> Running:
 
 _task: Running | None = None
 _tell: Callable[[str], object] | None = None
+_depth = 0  # blocks that are not to be disturbed, in one another
+_owed: BaseException | None = None  # what is to be raised at the end of the outermost
 current_task = CurrentTask()

@@ -129,8 +129,8 @@ def _leave_if_forked(pid: int) -> None:
 def _limit(seconds: float) -> Iterator[None]:
     """Raise TaskTimeout in the task when its soft time-out is up."""
 
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        raise TaskTimeout(f"not done after its time-out, {describe(seconds)}")
+    def end(number: int, frame: FrameType | None) -> None:
+        current.interrupt(TaskTimeout(f"not done after its time-out, {describe(seconds)}"))
 
     signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -380,6 +380,31 @@ def test_row_32_a_task_that_is_stopped_is_killed_when_its_time_is_up(box: Box, m
     assert "took longer than its timeout, 0.3 s" in str(task.reason)
 
 
+@pytest.mark.parametrize("mode", ["fork", "prefork"])
+def test_a_soft_timeout_waits_for_the_end_of_a_put_also_beside_other_threads(make: Make, mode: str) -> None:
+    mailer = make(f"""
+        import signal, threading
+        from daemonkit import task
+        from daemonkit.errors import TaskTimeout
+        from daemonkit.queue.current import undisturbed
+
+        @task(mode={mode!r}, soft_timeout=60)
+        def send():
+            try:
+                with undisturbed():  # as a put is
+                    ring = threading.Thread(target=signal.raise_signal, args=[signal.SIGALRM])
+                    ring.start()
+                    ring.join()
+                    note("put")
+                note("late")
+            except TaskTimeout:
+                note("in time")
+        """)
+    mailer.start()
+    mailer.push(b'{"task": "send"}')
+    assert mailer.await_out("in time") == ["put", "in time"]
+
+
 def test_a_soft_timeout_is_raised_in_the_task_which_may_tidy_up(box: Box, make: Make) -> None:
     mailer = make(
         """
