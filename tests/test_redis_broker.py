@@ -138,6 +138,20 @@ def test_what_comes_of_a_task_that_the_server_has_forgotten_is_not_taken_for_ano
     assert broker.delete(new)
 
 
+def test_a_consumer_is_known_again_to_a_server_that_was_emptied(server: RedisServer, broker: RedisBroker) -> None:
+    broker.announce(["mail"], 3)
+    fd = broker.watch()
+    known = broker.consumers()
+    server.command("FLUSHALL")
+    assert broker.consumers() == []
+    assert select.select([fd], [], [], PATIENCE)[0]
+    broker.drain()
+    assert broker.reserve("mail") == []
+    assert broker.consumers() == known
+    broker.stats()  # who only looks is no consumer
+    assert broker.consumers() == known
+
+
 def test_tokens_grow_also_when_the_clock_goes_back(server: RedisServer, broker: RedisBroker) -> None:
     future = 4_000_000_000_000_000  # microseconds, in the year 2096
     server.command("SET", "{daemonkit}:tokens", str(future))

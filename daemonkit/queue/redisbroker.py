@@ -56,6 +56,7 @@ class RedisBroker(Broker):
         self._owner = myself()
         self._held: dict[str, str] = {}  # token -> id of what we have reserved, as far as we know
         self._is_in_doubt = False
+        self._announced_as = ""  # what we consume, as the server has it
         self._queues: frozenset[str] = frozenset()  # those that we are told of
         self._connection = Connection(url)
         self.url = self._connection.url
@@ -92,7 +93,7 @@ class RedisBroker(Broker):
         if self._is_in_doubt:
             self._run(scripts.DISOWN, [self._owner, "", *self._held])
             self._is_in_doubt = False
-        arguments: list[Any] = [self._owner, max(count, 0), _LATE, len(outcomes)]
+        arguments: list[Any] = [self._owner, max(count, 0), _LATE, self._announced_as, len(outcomes)]
         for outcome in outcomes:
             arguments += told(outcome)
         for queue, most in room.items():
@@ -132,7 +133,7 @@ class RedisBroker(Broker):
 
     def announce(self, queues: Iterable[str], concurrency: int) -> None:
         self._queues = frozenset(queues)
-        words = json.dumps([sorted(self._queues), concurrency])
+        self._announced_as = words = json.dumps([sorted(self._queues), concurrency])
         dead = [owner for owner, _, _ in self._announced() if is_dead(owner)]
         self._run(scripts.ANNOUNCE, [self._owner, words, *dead])
         self._connection.stop_listening()  # to be told of others' lists under these names as well
@@ -227,7 +228,7 @@ class RedisBroker(Broker):
 
     def _take_in(self, queue: str) -> None:
         """Make tasks of what others have pushed onto the list of that name, as an exchange does."""
-        words = [self._owner, 0, _LATE, 0, check_queue(queue), 0, DEFAULT_PRIORITY, milliseconds(DEFAULT_TTR)]
+        words = [self._owner, 0, _LATE, "", 0, check_queue(queue), 0, DEFAULT_PRIORITY, milliseconds(DEFAULT_TTR)]
         while self._do(lambda client: client.type(queue)) == b"list":
             self._run(scripts.EXCHANGE, words)
 

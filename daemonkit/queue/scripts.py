@@ -85,13 +85,16 @@ wake(queue)
 return ids
 """
 
-# owner, count, reasons of a timeout, number of outcomes, of each: what, id, token, delay, words, priority;
+# owner, count, reasons of a timeout, what it consumes, number of outcomes, of each:
+# what, id, token, delay, words, priority;
 # the words are a result, which is kept for the delay, the reason of a failure, or how far it has come;
 # then of each queue: name, room, priority and ttr of what others push
 EXCHANGE: Final = """
-local owner, count, late, outcomes = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
-local at, lost, found = 5, {}, {}
+local owner, count, late, outcomes = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[5])
+local at, lost, found = 6, {}, {}
 may_grow()
+-- A server that was emptied has forgotten it, and no connection was lost that would have it announced anew.
+if ARGV[4] ~= '' then redis.call('HSETNX', P .. 'consumers', owner, ARGV[4]) end
 for n = 1, outcomes do
   local what, id, token, delay = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
   local reason, priority = ARGV[at + 4], ARGV[at + 5]
