@@ -20,6 +20,14 @@ def test_every_line_of_a_file_has_time_name_and_pid(tmp_path: Path) -> None:
     assert [re.fullmatch(stamp + word, line) is not None for word, line in zip(("one", "two"), lines, strict=True)]
 
 
+def test_what_a_terminal_would_obey_is_written_in_printable_words(tmp_path: Path) -> None:
+    sink = Sink("beat", str(tmp_path / "log"), journal=False)
+    sink.write(logging.ERROR, "nul \0, clear \x1b[2J, over\rwritten, \x9b, \ud800, \té\nnext")
+    first, second = (tmp_path / "log").read_bytes().decode().splitlines()
+    assert first.endswith("nul \\x00, clear \\x1b[2J, over\\rwritten, \\x9b, \\ud800, \té")
+    assert second.endswith(" ERROR next")
+
+
 def test_a_full_disk_costs_lines_that_are_counted_and_then_told(tmp_path: Path) -> None:
     sink = Sink("beat", "/dev/full", journal=False)
     for _ in range(3):

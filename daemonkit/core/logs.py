@@ -11,6 +11,7 @@ import fcntl
 import io
 import logging
 import os
+import re
 import stat
 import time
 from typing import Any, Final
@@ -18,6 +19,7 @@ from typing import Any, Final
 from daemonkit.core.streams import flush_streams as flush_streams
 
 FILE_MODE: Final = 0o640
+_CONTROL: Final = re.compile(r"[^\t\n -~\xa0-\U0010ffff]")
 # sd-daemon(3): the priority that journald reads at the start of a line
 _PRIORITY: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 
@@ -77,7 +79,7 @@ class Sink:
 
     def _write(self, level: int, text: str) -> None:
         stamp = self._stamp(level)
-        data = "".join(f"{stamp}{line}\n" for line in text.rstrip("\n").split("\n"))
+        data = "".join(f"{stamp}{line}\n" for line in _readable(text.rstrip("\n")).split("\n"))
         if self.lost:
             self._tell_loss()
         self._put(data.encode(errors="backslashreplace"))
@@ -211,6 +213,11 @@ class _Lines(io.RawIOBase):
     def fileno(self) -> int:
         """The descriptor that children inherit."""
         return self._fd
+
+
+def _readable(text: str) -> str:
+    """``text`` without what a terminal would obey, or that would hide the rest of the line: that is often others'."""
+    return text if text.isprintable() else _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def is_journal(fd: int) -> bool:
