@@ -48,7 +48,8 @@ def move(
 def migrate(source: str, target: str, json_wanted: bool) -> None:
     """Move all queues of the broker at the URL FROM to that at TO: ready, delayed and buried tasks.
 
-    Stop the consumers of FROM first.  Interrupted, it can be called again: nothing is lost, nothing is there twice.
+    Stop the consumers of FROM first.  Interrupted, it can be called again: nothing is lost, nothing is there twice,
+    but that beanstalkd, which keeps no keys, may then have up to 100 tasks twice.
     """
     from daemonkit.queue.transfer import Transfer
 
@@ -56,16 +57,17 @@ def migrate(source: str, target: str, json_wanted: bool) -> None:
         if origin.stores() & goal.stores():
             raise click.UsageError("FROM and TO are the same broker.")
         origin.recover()
-        queues = [each.queue for each in origin.stats() if each.ready or each.delayed or each.buried]
+        found = origin.stats()
+        queues = [each.queue for each in found if each.ready or each.delayed or each.buried]
         done, refused = 0, dict[str, str]()
-        for each in origin.stats():
-            if each.paused:
-                goal.pause(each.queue, each.paused, each.pause_reason)
         with _progress(origin, queues, list(MOVABLE), None) as moved:
-            for queue in queues:
-                transfer = Transfer(origin, queue, goal, queue)
-                done += transfer.move(MOVABLE, ALL, moved)
-                refused |= transfer.refused
+            for each in found:
+                if each.paused:  # right before its tasks: beanstalkd forgets that of a queue that is empty and left
+                    goal.pause(each.queue, each.paused, each.pause_reason)
+                if each.queue in queues:
+                    transfer = Transfer(origin, each.queue, goal, each.queue)
+                    done += transfer.move(MOVABLE, ALL, moved)
+                    refused |= transfer.refused
         for each in origin.stats():
             if each.paused and not (each.ready or each.delayed or each.buried):
                 origin.pause(each.queue, 0)

@@ -241,6 +241,17 @@ def test_migrate_moves_what_is_paused_and_the_pause(box: Box, url: str) -> None:
     assert "are the same broker" in run(box, "migrate", url, url, code=2)
 
 
+def test_migrate_to_beanstalkd_keeps_the_pause_of_one_queue_of_several(box: Box, tmp_path: Path) -> None:
+    here = f"sqlite:{box.run_dir}/queue.db"
+    for queue in ("mail", "sms"):
+        run(box, "put", queue, "a", "--broker", here)
+        run(box, "pause", queue, "1h", "--broker", here)
+    with beanstalkd(tmp_path) as server:
+        assert run(box, "migrate", here, server.url) == "moved 2 task(s) of 2 queue(s)\n"
+        found = json.loads(run(box, "stats", "--json", "--broker", server.url))
+    assert [(each["queue"], each["paused"] is not None) for each in found] == [("mail", True), ("sms", True)]
+
+
 def test_migrate_to_a_server_that_takes_less_says_what_has_stayed_and_moves_the_rest(box: Box, tmp_path: Path) -> None:
     here = f"sqlite:{box.run_dir}/queue.db"
     with contextlib.closing(SqliteBroker(str(box.run_dir / "queue.db"))) as broker:
