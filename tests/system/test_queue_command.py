@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -250,6 +251,19 @@ def test_migrate_to_beanstalkd_keeps_the_pause_of_one_queue_of_several(box: Box,
         assert run(box, "migrate", here, server.url) == "moved 2 task(s) of 2 queue(s)\n"
         found = json.loads(run(box, "stats", "--json", "--broker", server.url))
     assert [(each["queue"], each["paused"] is not None) for each in found] == [("mail", True), ("sms", True)]
+
+
+def test_control_c_while_the_command_is_loaded_ends_it_without_a_traceback(box: Box, tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    said = subprocess.run(
+        box.command("queue", "stats"),
+        env={**box.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert (said.returncode, said.stdout, said.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_migrate_to_a_server_that_takes_less_says_what_has_stayed_and_moves_the_rest(box: Box, tmp_path: Path) -> None:
