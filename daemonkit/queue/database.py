@@ -143,10 +143,8 @@ class Database:
 
     def _living(self) -> sqlite3.Connection:
         connection = self._opened()
-        if self._files != (there := self._files_there()):
-            if self._files[:2] == there[:2]:
-                self._leave_log()
-            self._shut()  # opened when it is used next: meanwhile the others, who have noticed, may be alone with it
+        if self._files != self._files_there():
+            self._let_go()  # opened when it is used next: meanwhile the others, who have noticed, may be alone with it
             raise BrokerError(f"use {self.path}: it was removed or replaced; what is there now is used from now on")
         return connection
 
@@ -167,6 +165,12 @@ class Database:
     def _files_there(self) -> tuple[_Identity, ...]:
         # Whoever removes them one after the other may remove the log of one that we have opened in between.
         return tuple(_file_at(self.path + each) for each in _BESIDE)
+
+    def _let_go(self) -> None:
+        """Close what is no more as we have opened it."""
+        if self._files[:2] == self._files_there()[:2]:
+            self._leave_log()
+        self._shut()
 
     def _leave_log(self) -> None:
         """Close all that is open, and do not fold the log: others have put into it what our index does not show."""
@@ -241,7 +245,7 @@ class Database:
             if _is_full(error):
                 raise BrokerFull(f"write {self.path}: {words}; make room on the disk") from error
             if _code(error) == sqlite3.SQLITE_IOERR_SHORT_READ:
-                self._shut()  # the index is made anew when nobody has it open: who comes next finds what is there
+                self._let_go()  # the index is made anew when nobody has it open: who comes next finds what is there
                 raise BrokerError(
                     f"use {self.path}: {words}: its log was removed or cut short while others have it open; "
                     "tried again, it comes right as soon as all of them have noticed (lsof shows them)"
