@@ -140,8 +140,11 @@ class Soak:
         if server is not None:
             self._url = box.environ["DAEMONKIT_BROKER"] = server.url
 
-    def run(self, seconds: float, pause: float) -> Outcome:
-        """Put and kill for so long, a kill every ``pause`` seconds on average; then let all be done, and count."""
+    def run(self, seconds: float, pause: float, *, puts: int = 0, kills: int = 0) -> Outcome:
+        """Put and kill for so long, a kill every ``pause`` seconds on average; then let all be done, and count.
+
+        On a busy machine it goes on until there were so many accepted ``puts`` and ``kills``, if that takes no minute.
+        """
         text = SCRIPT.replace("MARKS", str(self._marks)).replace("TTR", f"{TTR:g}")
         self.box.script(text)
         self._start()
@@ -149,7 +152,10 @@ class Soak:
             for flag in self._flags:
                 flag.write_bytes(b"\0")
                 self._producers.append(self._produce(flag))
-            self._kill_until(time.monotonic() + seconds, pause)
+            end = time.monotonic() + seconds
+            self._kill_until(end, pause)
+            while self._is_short_of(puts, kills) and time.monotonic() < end + 2 * PATIENCE:
+                self._kill_until(time.monotonic() + pause, pause)
         finally:
             for producer in self._producers:
                 producer.kill()
@@ -187,6 +193,10 @@ class Soak:
             kind = self._chance.choice(kinds)
             acts.get(kind, lambda kind=kind: self._kill_one(kind))()
 
+    def _is_short_of(self, puts: int, kills: int) -> bool:
+        kept = sum(line.startswith("kept") for line in _lines(self._told))
+        return kept < puts or len(self.outcome.kills) < kills
+
     def _kill_one(self, kind: str) -> None:
         """One of the daemon's processes; of tasks whichever there is within a moment."""
         end = time.monotonic() + 0.5
@@ -206,9 +216,10 @@ class Soak:
             if kind != "master" and kind_of(title_of(pid)) != kind:
                 return False
             below = list(_pidfds(descendants(pid)))
+            at = time.monotonic_ns()  # afterwards we may have to wait for a processor while others do its tasks again
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                kill = self._note(kind)
+                kill = self._note(kind, at)
                 assert select.select([pidfd], [], [], PATIENCE)[0]
                 kill.gone = time.monotonic_ns()
                 self._await_ends(kill, below)
@@ -252,9 +263,9 @@ class Soak:
         self._server.start()
         kill.gone = time.monotonic_ns()
 
-    def _note(self, who: str) -> Kill:
-        now = time.monotonic_ns()
-        self.outcome.kills.append(Kill(now, who, now))
+    def _note(self, who: str, at: int = 0) -> Kill:
+        at = at or time.monotonic_ns()
+        self.outcome.kills.append(Kill(at, who, at))
         return self.outcome.kills[-1]
 
     def _settle(self) -> None:
