@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, as_completed
 from concurrent.futures import wait as wait_for
 from pathlib import Path
@@ -147,6 +149,16 @@ def test_a_call_that_cannot_be_sent_fails_alone_and_its_child_works_on() -> None
         assert pool.submit(len, bytes(100_000)).result(PATIENCE) == 100_000
 
 
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Let no garbage be collected meanwhile: what ends then would be struck in our place."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize("reuse", [1, 3, None])
 def test_a_submit_that_is_interrupted_anywhere_leaves_the_pool_as_it_was(reuse: int | None) -> None:
     left = 0  # moments until it strikes: the interpreter looks for signals behind calls and at the start of functions
@@ -181,6 +193,7 @@ def test_a_submit_that_is_interrupted_anywhere_leaves_the_pool_as_it_was(reuse: 
     assert not end.is_alive()
 
 
+@pytest.mark.usefixtures("uncollected")
 def test_a_first_submit_that_is_interrupted_anywhere_in_the_start_leaves_a_pool_that_works() -> None:
     left = 0
 
