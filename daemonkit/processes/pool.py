@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from functools import partial
@@ -21,9 +20,9 @@ from daemonkit.processes.assignment import Assignment, Limits
 from daemonkit.processes.dispatch import Dispatcher
 from daemonkit.processes.future import Call
 from daemonkit.processes.item import Item
+from daemonkit.processes.outcomes import Outcomes
 
 _MOST: Final = {"timeout": 10**9, "max_rss": 2**62, "cpu": 10**9}  # a call without a limit has None
-_UNREAD: Final = 10_000  # outcomes that are kept for ``results``
 
 
 class Pool(Executor):
@@ -71,7 +70,7 @@ class Pool(Executor):
         first = pickled.dumps_call((initializer, initargs)) if initializer is not None else b""
         self._prefix = first if reuse == 1 else b""
         self._dispatcher = Dispatcher(width, reuse, max_pending, first)
-        self._outcomes = _Outcomes()
+        self._outcomes = Outcomes()
         weakref.finalize(self, self._dispatcher.close).atexit = False
         mainmodule.accept_alias()
 
@@ -257,67 +256,6 @@ class Options(Executor):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the pool as it is: it is not ours."""
-
-
-class _Outcomes:
-    """Finished calls that nobody has asked about yet."""
-
-    def __init__(self) -> None:
-        # The lock is taken by itself: Condition's own way in is Python, where control-C may strike behind the taking.
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._open: set[Call] = set()
-        self._unread: OrderedDict[Call, None] = OrderedDict()
-
-    def expect(self, call: Call) -> None:
-        with self._lock:
-            call.watcher = self
-            self._open.add(call)
-
-    def awaited(self, call: Call) -> None:
-        with self._lock:
-            self._unread.pop(call, None)
-
-    def ended(self, call: Call) -> None:
-        with self._lock:
-            self._open.discard(call)
-            if not call.is_awaited and not call.cancelled():
-                self._unread[call] = None
-                if len(self._unread) > _UNREAD:
-                    self._unread.popitem(last=False)
-            self._changed.notify_all()
-
-    def read(self, timeout: float | None) -> Iterator[Any]:
-        return _Reader(self, timeout)
-
-    def take(self, timeout: float | None) -> Call | None:
-        """The next one; None if none is left."""
-        end = None if timeout is None else time.monotonic() + timeout
-        with self._lock:
-            while True:
-                while self._unread:
-                    call, _ = self._unread.popitem(last=False)
-                    if not call.is_awaited:
-                        return call
-                if not self._open:
-                    return None
-                if not self._changed.wait(None if end is None else end - time.monotonic()):
-                    raise TimeoutError(f"no call finished within {timeout:g} s")
-
-
-class _Reader:
-    def __init__(self, outcomes: _Outcomes, timeout: float | None) -> None:
-        self._outcomes = outcomes
-        self._timeout = timeout
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        call = self._outcomes.take(self._timeout)
-        if call is None:
-            raise StopIteration
-        return call.result()
 
 
 def _results(calls: Iterator[Item], end: float | None, ahead: int | None) -> Iterator[Any]:

@@ -1,0 +1,74 @@
+"""Finished calls of a pool, for whoever wants them as they finish."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any, Final
+
+from daemonkit.processes.future import Call
+
+_UNREAD: Final = 10_000  # outcomes that are kept for ``results``
+
+
+class Outcomes:
+    """Finished calls that nobody has asked about yet."""
+
+    def __init__(self) -> None:
+        # The lock is taken by itself: Condition's own way in is Python, where control-C may strike behind the taking.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._open: set[Call] = set()
+        self._unread: OrderedDict[Call, None] = OrderedDict()
+
+    def expect(self, call: Call) -> None:
+        with self._lock:
+            call.watcher = self
+            self._open.add(call)
+
+    def awaited(self, call: Call) -> None:
+        with self._lock:
+            self._unread.pop(call, None)
+
+    def ended(self, call: Call) -> None:
+        with self._lock:
+            self._open.discard(call)
+            if not call.is_awaited and not call.cancelled():
+                self._unread[call] = None
+                if len(self._unread) > _UNREAD:
+                    self._unread.popitem(last=False)
+            self._changed.notify_all()
+
+    def read(self, timeout: float | None) -> Iterator[Any]:
+        return _Reader(self, timeout)
+
+    def take(self, timeout: float | None) -> Call | None:
+        """The next one; None if none is left."""
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            while True:
+                while self._unread:
+                    call, _ = self._unread.popitem(last=False)
+                    if not call.is_awaited:
+                        return call
+                if not self._open:
+                    return None
+                if not self._changed.wait(None if end is None else end - time.monotonic()):
+                    raise TimeoutError(f"no call finished within {timeout:g} s")
+
+
+class _Reader:
+    def __init__(self, outcomes: Outcomes, timeout: float | None) -> None:
+        self._outcomes = outcomes
+        self._timeout = timeout
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        call = self._outcomes.take(self._timeout)
+        if call is None:
+            raise StopIteration
+        return call.result()
