@@ -51,7 +51,7 @@ class Dispatcher:
         self.width = width
         self._gate = Gate()
         self._lock = threading.RLock()
-        self._waiting = Waiting(self._lock, max_pending)
+        self._waiting = Waiting(max_pending)
         self._steps: deque[steps.Step] = deque()
         self._deadlines = Deadlines()
         self._make_server = functools.partial(Server, reuse, first)
@@ -70,14 +70,20 @@ class Dispatcher:
             PoolFull: ``max_pending`` calls wait, and the call's limits say not to wait for room.
             OSError: the fork server cannot be started.
         """
+        while bell := self._accept(call):
+            bell.acquire()
+
+    def _accept(self, call: Assignment) -> threading.Lock | None:
+        """Append the call; or return what it has to wait for first."""
         with self._lock:
             self._gate.check()
             if self._waiting.is_full and not self._attendant.is_current():
-                self._waiting.await_room(call, self._gate.check)
+                return self._waiting.bell(call)
             if self._server is None:
                 self._start()
             self._waiting.calls.append(call)
             self._attendant.ask()
+            return None
 
     def withdraw(self, call: Assignment) -> bool:
         """Give the call to no child any more; False if one has begun it, or that was asked before."""

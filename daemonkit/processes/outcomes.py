@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, Final
 
+from daemonkit.processes.bells import Bells
 from daemonkit.processes.future import Call
 
 _UNREAD: Final = 10_000  # outcomes that are kept for ``results``
@@ -17,9 +18,8 @@ class Outcomes:
     """Finished calls that nobody has asked about yet."""
 
     def __init__(self) -> None:
-        # The lock is taken by itself: Condition's own way in is Python, where control-C may strike behind the taking.
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._changed = Bells()
         self._open: set[Call] = set()
         self._unread: OrderedDict[Call, None] = OrderedDict()
 
@@ -39,7 +39,7 @@ class Outcomes:
                 self._unread[call] = None
                 if len(self._unread) > _UNREAD:
                     self._unread.popitem(last=False)
-            self._changed.notify_all()
+            self._changed.ring()
 
     def read(self, timeout: float | None) -> Iterator[Any]:
         return _Reader(self, timeout)
@@ -47,16 +47,20 @@ class Outcomes:
     def take(self, timeout: float | None) -> Call | None:
         """The next one; None if none is left."""
         end = None if timeout is None else time.monotonic() + timeout
-        with self._lock:
-            while True:
+        while True:
+            with self._lock:
                 while self._unread:
                     call, _ = self._unread.popitem(last=False)
                     if not call.is_awaited:
                         return call
                 if not self._open:
                     return None
-                if not self._changed.wait(None if end is None else end - time.monotonic()):
-                    raise TimeoutError(f"no call finished within {timeout:g} s")
+                bell = self._changed.hang()
+            left = -1 if end is None else min(max(end - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
+            if not bell.acquire(timeout=left):
+                with self._lock:
+                    self._changed.take_down(bell)
+                raise TimeoutError(f"no call finished within {timeout:g} s")
 
 
 class _Reader:

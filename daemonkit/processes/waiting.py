@@ -4,42 +4,39 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
 
 from daemonkit.errors import PoolFull
 from daemonkit.processes.assignment import Assignment
+from daemonkit.processes.bells import Bells
 
 
 class Waiting:
     """Calls in their order, as many as there is room for; under the pool's lock."""
 
-    def __init__(self, lock: threading.RLock, most: int | None) -> None:
-        """None yet; room for ``most`` (None: any number), and ``lock`` is given up while one waits for room."""
+    def __init__(self, most: int | None) -> None:
+        """None yet; room for ``most`` (None: any number)."""
         self.calls: deque[Assignment] = deque()
         self._most = most
-        self._room = threading.Condition(lock)
+        self._room = Bells()
 
     @property
     def is_full(self) -> bool:
         """Whether there is no room."""
         return self._most is not None and len(self.calls) >= self._most
 
-    def await_room(self, call: Assignment, check: Callable[[], None]) -> None:
-        """Return when ``call`` can be added; ``check`` says, by an exception, if it cannot any more.
+    def bell(self, call: Assignment) -> threading.Lock:
+        """What ``call`` has to wait for before it is looked again whether there is room; without the pool's lock.
 
         Raises:
-            PoolFull: there is no room, and the call's limits say not to wait for it.
+            PoolFull: the call's limits say not to wait.
         """
-        while self.is_full:
-            if not call.limits.block:
-                raise PoolFull(f"submit {call.name}: {self._most} calls wait already (max_pending)")
-            self._room.wait()
-            check()
+        if not call.limits.block:
+            raise PoolFull(f"submit {call.name}: {self._most} calls wait already (max_pending)")
+        return self._room.hang()
 
     def tell_room(self) -> None:
         """There may be room: have those look who wait for it."""
-        if self._most is not None:
-            self._room.notify_all()
+        self._room.ring()
 
     def put_back(self, calls: list[Assignment]) -> None:
         """They were with a child, and are the first again."""
@@ -48,7 +45,7 @@ class Waiting:
     def forget(self, call: Assignment) -> None:
         """It was withdrawn, and takes no room; if there is no bound, it is passed over when its turn comes."""
         if self._most is not None and self.remove(call):
-            self._room.notify()
+            self._room.ring()
 
     def remove(self, call: Assignment) -> bool:
         """Take it out; False if it is not there."""
