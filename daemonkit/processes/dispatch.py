@@ -13,6 +13,7 @@ import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from typing import Final
 
@@ -39,7 +40,9 @@ _NO_OUTCOME: Final = "pool: a child has written what is no outcome; it is passed
 class Dispatcher:
     """Everything behind a pool."""
 
-    def __init__(self, width: int, reuse: int | None, max_pending: int | None, first: bytes) -> None:
+    def __init__(
+        self, width: int, reuse: int | None, max_pending: int | None, first: bytes, on_forsake: Callable[[], None]
+    ) -> None:
         """Start nothing yet.
 
         Args:
@@ -47,8 +50,10 @@ class Dispatcher:
             reuse: calls for each child; None: any number.
             max_pending: calls that may wait; None: any number.
             first: the initializer's pickle; empty: none.
+            on_forsake: called in a fork of this process.
         """
         self.width = width
+        self._on_forsake = on_forsake
         self._gate = Gate()
         self._lock = threading.RLock()
         self._waiting = Waiting(max_pending)
@@ -345,6 +350,7 @@ class Dispatcher:
         if self._server:
             self._server.forsake()
         self._attendant.forsake()
+        self._on_forsake()
         self._lock = threading.RLock()
 
 

@@ -41,6 +41,12 @@ class Outcomes:
                     self._unread.popitem(last=False)
             self._changed.ring()
 
+    def forsake(self) -> None:
+        """We are a fork: whoever held the lock is not here, nor who would end what is open."""
+        self._lock = threading.RLock()
+        self._changed = Bells()
+        self._open.clear()
+
     def read(self, timeout: float | None) -> Iterator[Any]:
         return _Reader(self, timeout)
 

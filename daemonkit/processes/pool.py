@@ -69,8 +69,8 @@ class Pool(Executor):
         width = _width(_processors() if max_workers is None else max_workers)
         first = pickled.dumps_call((initializer, initargs)) if initializer is not None else b""
         self._prefix = first if reuse == 1 else b""
-        self._dispatcher = Dispatcher(width, reuse, max_pending, first)
         self._outcomes = Outcomes()
+        self._dispatcher = Dispatcher(width, reuse, max_pending, first, self._outcomes.forsake)
         weakref.finalize(self, self._dispatcher.close).atexit = False
         mainmodule.accept_alias()
 
