@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
 
 import calls
+import pytest
 from harness import PATIENCE
 from strikes import strikes
 
@@ -42,3 +44,21 @@ def test_a_submit_that_is_interrupted_anywhere_while_it_waits_for_room_raises_th
             waits.set()
             gate.join()
             assert (running.result(PATIENCE), waiting.result(PATIENCE)) == ("", 2)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_first_submit_that_is_interrupted_anywhere_leaves_no_process() -> None:
+    before = children()
+    for strike in strikes():
+        # RuntimeError: if it struck within the standard library's waiting for the thread.
+        with Pool(1) as pool, contextlib.suppress(RuntimeError), strike:
+            pool.submit(len, b"123")
+        assert children() == before
+
+
+def children() -> set[str]:
+    found: set[str] = set()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError):  # the thread has ended meanwhile
+            found.update(Path(f"/proc/self/task/{task}/children").read_text().split())
+    return found

@@ -18,7 +18,7 @@ from concurrent.futures import BrokenExecutor
 from typing import Final
 
 from daemonkit.errors import ForkServerLost
-from daemonkit.processes import modules, pickled, steps
+from daemonkit.processes import child, modules, pickled, steps
 from daemonkit.processes.assignment import Assignment, Fate
 from daemonkit.processes.attendant import Attendant
 from daemonkit.processes.call import BROKEN, ERROR, LEARNED, PROGRESS, RESULT
@@ -153,12 +153,16 @@ class Dispatcher:
     # The thread.
 
     def _start(self) -> None:
-        self._server = self._make_server(self._begun)
+        born: list[int] = []
         try:
+            self._server = self._make_server(self._begun, born)
             self._attendant.attend(self._run)
         except BaseException:  # there is no room for it; or control-C.  The next call starts all again
             server, self._server = self._server, None
-            server.close()
+            if server:
+                server.close()
+            for pid in () if server else born:
+                child.wait_for(pid, 0.0)
             raise
 
     def _end(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -40,7 +41,7 @@ def command(module: str) -> list[str]:
     return [sys.executable, *_flags(), "-P", "-c", _PROGRAM.format(root, module)]
 
 
-def start(module: str, fds: Sequence[int], *, has_session: bool = False) -> int:
+def start(module: str, fds: Sequence[int], *, has_session: bool = False, born: list[int] | None = None) -> int:
     """Start a program of daemonkit's, ``main`` of ``module``; return its PID.
 
     It is our child, to be reaped by its number.  Its signals are as a login has them.
@@ -49,6 +50,7 @@ def start(module: str, fds: Sequence[int], *, has_session: bool = False) -> int:
         module: the dotted name.
         fds: what it finds as descriptors 3, 4, ...
         has_session: it leads a session of its own (setsid(2)); else a process group of its own.
+        born: its PID is added; it is there even if control-C strikes before we return.
 
     Raises:
         OSError: there is no room for another process, or no interpreter at ``sys.executable``.
@@ -65,15 +67,17 @@ def start(module: str, fds: Sequence[int], *, has_session: bool = False) -> int:
         actions = [(os.POSIX_SPAWN_DUP2, copy, fd) for fd, copy in enumerate(copies, FIRST)]
         # vfork underneath: neither our threads nor our memory matter.  Not in our process group: a terminal's ^C is
         # ours to act on.
-        return os.posix_spawn(
-            sys.executable,
-            command(module),
-            os.environ,
+        spawn = functools.partial(
+            os.posix_spawn,
             file_actions=actions,
             setsigmask=(),
             setsigdef=defaults,
             **({"setsid": True} if has_session else {"setpgroup": 0}),
         )
+        pids = [] if born is None else born
+        # From the kernel into the list in C: control-C cannot come between.
+        pids.extend(map(spawn, (sys.executable,), (command(module),), (os.environ,)))
+        return pids[-1]
     finally:
         for copy in copies:
             os.close(copy)

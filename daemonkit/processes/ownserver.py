@@ -21,8 +21,9 @@ _LEAVE_TIME: Final = 10.0  # seconds that the fork server has to end all under i
 class Server:
     """A fork server in an interpreter of its own, and what its children have to do."""
 
-    def __init__(self, reuse: int | None, first: bytes, begun: Callable[[Assignment], None]) -> None:
-        self.pid, wire, self.results = poolserver.start()
+    def __init__(self, reuse: int | None, first: bytes, begun: Callable[[Assignment], None], born: list[int]) -> None:
+        """Start it; its PID is added to ``born``, even if control-C strikes before anybody has us."""
+        self.pid, wire, self.results = poolserver.start(born)
         self.children = Children(wire, _say_delay)
         self.crew: Crew
         if reuse == 1:

@@ -11,15 +11,16 @@ from typing import Final, NoReturn
 
 from daemonkit.processes import call, interpreter, pickled
 from daemonkit.processes.forkserver import ForkServer
-from daemonkit.processes.wire import Wire, pair
+from daemonkit.processes.wire import Closed, Wire, pair
 
 SETTINGS: Final = 64  # kinds of messages beside forkserver's
 
 
-def start() -> tuple[int, Wire, Wire]:
+def start(born: list[int]) -> tuple[int, Wire, Wire]:
     """Start the program; return its PID, the wire to it, and the wire from which its children's outcomes come.
 
-    It is our child, to be reaped by its number.  It ends when the first wire is closed.
+    It is our child, to be reaped by its number, which is added to ``born`` in any case.  It ends when the first wire is
+    closed.
 
     Raises:
         OSError: there is no room for another process, or no interpreter at ``sys.executable``.
@@ -31,7 +32,8 @@ def start() -> tuple[int, Wire, Wire]:
             results, answers = pair()
             at_failure.enter_context(results)
             with answers:
-                pid = interpreter.start("daemonkit.processes.poolserver", (theirs.fileno(), answers.fileno()))
+                fds = theirs.fileno(), answers.fileno()
+                pid = interpreter.start("daemonkit.processes.poolserver", fds, born=born)
         at_failure.pop_all()
     ours.setblocking(False)
     results.setblocking(False)
@@ -44,7 +46,10 @@ def start() -> tuple[int, Wire, Wire]:
 def main() -> NoReturn:
     """Be the server."""
     wire, results = (Wire(sock) for sock in interpreter.own_sockets(2))
-    first = wire.receive()
+    try:
+        first = wire.receive()
+    except Closed:  # who started us was interrupted
+        raise SystemExit(0) from None
     if first is None or first.kind != SETTINGS:
         raise SystemExit("daemonkit.processes.poolserver is started by a Pool")
     interpreter.Settings(*pickled.loads(first.payload)).take_over()
