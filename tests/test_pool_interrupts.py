@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import calls
 import pytest
@@ -13,6 +16,7 @@ from harness import PATIENCE
 from strikes import strikes
 
 from daemonkit import Pool
+from daemonkit.processes.future import Call
 
 
 def test_results_that_are_interrupted_anywhere_raise_that_and_go_on_afterwards() -> None:
@@ -62,3 +66,48 @@ def children() -> set[str]:
         with contextlib.suppress(FileNotFoundError):  # the thread has ended meanwhile
             found.update(Path(f"/proc/self/task/{task}/children").read_text().split())
     return found
+
+
+@pytest.mark.parametrize("reuse", [1, None])
+@pytest.mark.parametrize("end", [Call.cancel, Call.kill])
+def test_an_end_of_a_call_that_is_interrupted_anywhere_leaves_no_call_undone(
+    reuse: int | None, end: Callable[[Call], bool], tmp_path: Path
+) -> None:
+    os.mkfifo(path := tmp_path / "fifo")
+    os.mkfifo(told := tmp_path / "told")
+    for strike in strikes():
+        with Pool(1, reuse=reuse) as pool:
+            while reuse is None and is_careful(pool):
+                assert pool.submit(len, b"12").result(PATIENCE) == 2
+            running = pool.submit(calls.tell_and_read, str(told), str(path))
+            told.read_text()
+            waiting = [pool.submit(calls.square, number) for number in range(4)]
+            while reuse is None and not waiting[1].is_given:  # by the pool's thread, which tells nobody
+                os.sched_yield()
+            with strike:
+                end(waiting[1])
+            path.write_text("")
+            assert running.result(PATIENCE) == ""
+            assert [waiting[number].result(PATIENCE) for number in (0, 2, 3)] == [0, 4, 9]
+            with contextlib.suppress(CancelledError):
+                assert waiting[1].result(PATIENCE) == 1
+    assert waiting[1].cancelled()
+
+
+def is_careful(pool: Pool) -> bool:
+    """Whether it has not seen enough short calls yet to give some to a kept child ahead."""
+    server: Any = pool._dispatcher._server
+    return server is None or server.crew._rota._depth < 3
+
+
+def test_a_kill_of_a_running_call_that_is_interrupted_anywhere_can_be_said_again(tmp_path: Path) -> None:
+    os.mkfifo(told := tmp_path / "told")
+    with Pool(1) as pool:
+        for strike in strikes():
+            running = pool.submit(calls.tree_and_block, str(told), False)
+            told.read_text()
+            with strike:
+                running.kill()
+            running.kill()
+            with pytest.raises(CancelledError):
+                running.result(PATIENCE)

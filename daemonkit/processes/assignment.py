@@ -38,6 +38,10 @@ class Runner(Protocol):
         """Give it to no child any more; False if one has begun it, or that was asked before."""
         ...
 
+    def have_done(self, step: Callable[[None], None]) -> None:
+        """Have something done where control-C does not strike."""
+        ...
+
     def kill(self, call: Assignment) -> bool:
         """End it; False if it is over."""
         ...
@@ -64,6 +68,25 @@ class Assignment:
 
     def cancel(self) -> bool:
         """Take it back if no child has begun it; whether it is cancelled."""
+        try:
+            if self._runner.withdraw(self):
+                self.tell_cancelled()
+        except BaseException:
+            self._runner.have_done(self._finish_cancel)
+            raise
+        return self.is_cancelled()
+
+    def _finish_cancel(self, _: None) -> None:
+        """It was interrupted, wherever."""
+        if self._runner.withdraw(self) or self.is_withdrawn:
+            self.tell_cancelled()
+
+    def tell_cancelled(self) -> None:
+        """It was withdrawn; for us.  Done again, it goes on where it was interrupted."""
+        raise NotImplementedError
+
+    def is_cancelled(self) -> bool:
+        """Whether ``cancel`` has had its way."""
         raise NotImplementedError
 
     def begin(self) -> None:

@@ -37,11 +37,12 @@ class Attendant:
             self.end()
             raise
 
-    def wake(self) -> None:
-        """Have it look at everything."""
+    def wake(self) -> bool:
+        """Have it look at everything; tell whether it is there."""
         with self._lock:
             if self._wakeup >= 0:
                 os.eventfd_write(self._wakeup, 1)
+            return self._wakeup >= 0
 
     def ask(self) -> None:
         """As ``wake``, and nothing while it has been asked and has not said yet that it ``looks``; under one lock."""

@@ -53,12 +53,19 @@ class Crew(Protocol):
         """
         ...
 
-    def kill(self, call: Assignment) -> list[Assignment]:
-        """Kill the child that runs it, if one has begun it; give back what that had not begun, perhaps it as well."""
+    def kill(self, call: Assignment) -> None:
+        """Kill the child that runs it, if one has begun it; as ``withhold`` otherwise."""
         ...
 
-    def recall(self, call: Assignment | None = None) -> list[Assignment]:
-        """Give back all that was not begun by the child that has ``call``; None: by any child."""
+    def withhold(self, call: Assignment) -> bool:
+        """Keep from its child what that has not begun; tell whether the call is among that.
+
+        In any thread, and interrupted anywhere: what is kept back waits until ``recalled`` is asked.
+        """
+        ...
+
+    def recalled(self) -> list[Assignment]:
+        """What was kept back since that was asked last: children do not have it any more."""
         ...
 
     def spare(self, width: int) -> list[Assignment]:
@@ -121,13 +128,15 @@ class FreshCrew:
         ended, self._ended = self._ended, []
         return [Lost(self._running.pop(number)[0], receipt) for number, receipt in ended if number in self._running], []
 
-    def kill(self, call: Assignment) -> list[Assignment]:
+    def kill(self, call: Assignment) -> None:
         for mine, row in self._running.values():
             if mine is call:
                 row.kill_tree()
-        return []
 
-    def recall(self, call: Assignment | None = None) -> list[Assignment]:
+    def withhold(self, call: Assignment) -> bool:
+        return False
+
+    def recalled(self) -> list[Assignment]:
         return []
 
     def spare(self, width: int) -> list[Assignment]:
@@ -263,32 +272,36 @@ class KeptCrew:
             self._let_go(kept)
         return lost, given_back
 
-    def kill(self, call: Assignment) -> list[Assignment]:
+    def kill(self, call: Assignment) -> None:
         for kept in self._kept.values():
             if call in kept.calls.values():
-                taken = self._take_back(kept)
-                # What cannot be taken back it has read: one call, or two if the first one's outcome is on its way.
-                if kept.calls and list(kept.calls.values())[-1] is call:
+                kept.keep_back()
+                # What cannot be kept back it has read: one call, or two if the first one's outcome is on its way.
+                if kept.has_as_last(call):
                     kept.is_ending = True
                     kept.row.kill_tree()
-                return taken
-        return []
 
-    def recall(self, call: Assignment | None = None) -> list[Assignment]:
-        return [
-            taken
-            for kept in self._kept.values()
-            if call is None or call in kept.calls.values()
-            for taken in self._take_back(kept)
-        ]
+    def withhold(self, call: Assignment) -> bool:
+        for kept in self._kept.values():
+            if call in kept.calls.values():
+                kept.keep_back()
+                return kept.keeps_back(call)
+        return False
+
+    def recalled(self) -> list[Assignment]:
+        return [call for kept in self._kept.values() if kept.kept_back for call in self._give_back(kept)]
 
     def _take_back(self, kept: Kept, most: int | None = None) -> list[Assignment]:
-        taken = kept.take_back(most)
-        for number in taken:
+        kept.keep_back(most)
+        return self._give_back(kept)
+
+    def _give_back(self, kept: Kept) -> list[Assignment]:
+        given = kept.give_back()
+        for number in given:
             del self._owner[number]
-        if taken and not kept.calls and kept.is_ready:
+        if given and not kept.calls and kept.is_ready:
             self._rota.rest(kept)
-        return list(taken.values())
+        return list(given.values())
 
     def spare(self, width: int) -> list[Assignment]:
         idle = self._rota.idle()

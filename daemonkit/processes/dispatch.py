@@ -95,13 +95,23 @@ class Dispatcher:
         with self._lock:
             if self._gate.is_forsaken:
                 return True
-            if call.is_given and not call.is_begun and self._server:
-                self._take_in(self._server.crew.recall(call))
-            if call.is_given or call.is_begun or call.is_withdrawn:
+            is_given = call.is_given
+            if is_given and not call.is_begun and self._server:
+                self.wake()  # first: whatever strikes here, the thread takes in what was kept back
+                is_given = not self._server.crew.withhold(call)
+            if is_given or call.is_begun or call.is_withdrawn:
                 return False
             call.fate = Fate.WITHDRAWN
             self._waiting.forget(call)
             return True
+
+    def have_done(self, step: Callable[[None], None]) -> None:
+        """Have the thread do what was interrupted; without it, here."""
+        with self._lock:
+            self._steps.append((step, None))
+            is_there = self._attendant.wake()
+        if not is_there:
+            steps.take(self._steps)
 
     def kill(self, call: Assignment) -> bool:
         """End a call that a child has; False if it is over."""
@@ -110,18 +120,17 @@ class Dispatcher:
                 return False
             call.fate = Fate.KILLED
             self._kill(call)
-            self.wake()
             return True
 
     def _kill(self, call: Assignment) -> None:
+        """Its fate is told when its child has ended; or when its turn comes, if none has begun it."""
+        self.wake()  # first, as in ``withdraw``
         if self._server is not None:
-            self._take_in(self._server.crew.kill(call))
-        if self._waiting.remove(call):  # no child has begun it, or one that has ended gave it back
-            self._steps.append((call.lose, None))
+            self._server.crew.kill(call)
 
     def _take_in(self, calls: list[Assignment]) -> None:
         """They were with a child, and wait again."""
-        if calls:
+        if calls := [call for call in calls if not call.is_withdrawn]:
             self._waiting.put_back(calls)
             self.wake()
 
@@ -131,10 +140,8 @@ class Dispatcher:
             return
         with self._lock:
             self._gate.is_closing = True
-            if self._server and (cancel or kill):
-                self._take_in(self._server.crew.recall())
             calls = list(self._waiting.calls) if cancel or kill else []
-            if kill and self._server:
+            if (cancel or kill) and self._server:
                 calls += self._server.crew.calls()
             self._waiting.tell_room()
         for call in calls:
@@ -204,6 +211,8 @@ class Dispatcher:
         ready = self._attendant.sleep(poll, pause)
         with self._lock:
             self._attendant.looks()
+            if self._server:
+                self._take_in(self._server.crew.recalled())
             if server and ready:
                 self._hear(server, ready)
             self._expire()
@@ -318,7 +327,11 @@ class Dispatcher:
         waiting = self._waiting.calls
         while waiting:
             call = waiting[0]
-            if not call.is_withdrawn:
+            if call.fate is not None:
+                if not call.is_withdrawn:  # it was killed, and no child has begun it
+                    self._steps.append((call.lose, None))
+                    self.wake()
+            else:
                 try:
                     if not server.crew.take(call, self.width):
                         return

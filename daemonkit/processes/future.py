@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import CancelledError, Future
+from concurrent.futures._base import CANCELLED
 from typing import Any, Protocol
 
 from daemonkit.processes.assignment import Assignment, Limits, Runner
+from daemonkit.processes.condition import Condition
 
 
 class Watcher(Protocol):
@@ -31,6 +33,7 @@ class Call(Future[Any], Assignment):
         """Use ``Pool.submit``."""
         Future.__init__(self)
         Assignment.__init__(self, runner, name, limits)
+        self._condition = Condition()
         self.is_awaited = False  # somebody has asked for its outcome
         # Not by add_done_callback(): struck by control-C inside, that would leave the future locked for ever.
         self.watcher: Watcher | None = None
@@ -44,10 +47,19 @@ class Call(Future[Any], Assignment):
 
     def cancel(self) -> bool:
         """As the standard library's: take it back if no child has begun it."""
-        if self._runner.withdraw(self) and super().cancel():
-            self.set_running_or_notify_cancel()
-            self._end()
-        return super().cancelled()
+        return Assignment.cancel(self)
+
+    def tell_cancelled(self) -> None:
+        """It was withdrawn."""
+        Future.cancel(self)
+        with self._condition:
+            if self._state == CANCELLED:  # and not CANCELLED_AND_NOTIFIED
+                self.set_running_or_notify_cancel()
+        self._end()
+
+    def is_cancelled(self) -> bool:
+        """Whether it was cancelled, and not killed."""
+        return Future.cancelled(self)
 
     def begin(self) -> None:
         """A child begins it; for the runner, and never after ``withdraw``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import CancelledError
 from typing import Any
@@ -23,9 +24,10 @@ class Item(Assignment):
     def done(self) -> bool:
         return self._is_done
 
-    def cancel(self) -> bool:
-        if self._runner.withdraw(self):
-            self.set_exception(CancelledError())
+    def tell_cancelled(self) -> None:
+        self.set_exception(CancelledError())
+
+    def is_cancelled(self) -> bool:
         return isinstance(self._error, CancelledError)
 
     def begin(self) -> None:
@@ -42,7 +44,8 @@ class Item(Assignment):
     def _tell(self) -> None:
         self._is_done = True  # before it is looked who waits; who waits looks after he has said so
         if self._bell is not None:
-            self._bell.release()
+            with contextlib.suppress(RuntimeError):  # it was, and that was interrupted
+                self._bell.release()
 
     def take(self, timeout: float | None) -> Any:
         """Wait up to ``timeout`` seconds for the outcome; return the result, or raise the exception.

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 INLINE: Final = 64 * 1024  # bytes of payload in the message itself; more goes into a memfd
 _HEAD: Final = struct.Struct("=BBQ")  # kind, whether the payload is in a memfd, id
+HEAD_SIZE: Final = _HEAD.size
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _BUFFER: Final = _HEAD.size + INLINE
 _MOST_FDS: Final = 253  # the kernel's SCM_MAX_FD
@@ -181,6 +182,12 @@ class Wire:
 def pair() -> tuple[socket.socket, socket.socket]:
     """Two connected ends, close-on-exec."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def number_of(head: bytes) -> int:
+    """The number of the message that begins with ``head``, ``HEAD_SIZE`` bytes."""
+    number: int = _HEAD.unpack(head)[2]
+    return number
 
 
 def in_memory(payload: bytes | memoryview) -> int:
