@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import signal
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import CancelledError, as_completed
 from concurrent.futures import wait as wait_for
 from pathlib import Path
@@ -147,82 +145,6 @@ def test_a_call_that_cannot_be_sent_fails_alone_and_its_child_works_on() -> None
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, usual)
         assert pool.submit(len, bytes(100_000)).result(PATIENCE) == 100_000
-
-
-@pytest.fixture
-def uncollected() -> Iterator[None]:
-    """Let no garbage be collected meanwhile: what ends then would be struck in our place."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
-@pytest.mark.usefixtures("uncollected")
-@pytest.mark.parametrize("reuse", [1, 3, None])
-def test_a_submit_that_is_interrupted_anywhere_leaves_the_pool_as_it_was(reuse: int | None) -> None:
-    left = 0  # moments until it strikes: the interpreter looks for signals behind calls and at the start of functions
-
-    def strike(frame: FrameType, event: str, argument: object) -> None:
-        nonlocal left
-        if event in ("call", "c_return"):
-            left -= 1
-            if left == 0:
-                raise KeyboardInterrupt
-
-    pool = Pool(2, reuse=reuse)
-    assert pool.submit(len, b"12").result(PATIENCE) == 2
-    is_struck, moment = True, 0
-    while is_struck:
-        moment += 1
-        left = moment
-        try:
-            sys.setprofile(strike)
-            pool.submit(len, b"123")
-            is_struck = left <= 0
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.setprofile(None)
-        assert pool.submit(len, b"12").result(PATIENCE) == 2, f"struck at moment {moment}"
-    assert moment > 20
-    assert set(pool.results(PATIENCE)) <= {3}
-    end = threading.Thread(target=pool.shutdown, daemon=True)
-    end.start()
-    end.join(PATIENCE)
-    assert not end.is_alive()
-
-
-@pytest.mark.usefixtures("uncollected")
-def test_a_first_submit_that_is_interrupted_anywhere_in_the_start_leaves_a_pool_that_works() -> None:
-    left = 0
-
-    def strike(frame: FrameType, event: str, argument: object) -> None:
-        nonlocal left
-        # What weakref calls, "_remove", can raise nothing.
-        if event in ("call", "c_return") and frame.f_code.co_name != "_remove":
-            left -= frame.f_code.co_name == "attend" or left < moment  # what comes before it is not ours to keep
-            if left == 0:
-                raise KeyboardInterrupt
-
-    moment, is_struck = 0, True
-    while is_struck:
-        moment += 1
-        left = moment
-        pool = Pool(1)
-        try:
-            sys.setprofile(strike)
-            pool.submit(len, b"123")
-            is_struck = left <= 0
-        except (KeyboardInterrupt, RuntimeError):  # the latter if it struck within the standard library's waiting
-            pass
-        finally:
-            sys.setprofile(None)
-        assert pool.submit(len, b"12").result(PATIENCE) == 2, f"struck at moment {moment}"
-        pool.shutdown()
-        threads = [thread.name for thread in threading.enumerate() if thread.is_alive()]
-        assert "daemonkit pool" not in threads, f"struck at moment {moment}"
-    assert moment > 20
 
 
 def test_a_call_that_is_killed_is_told_though_the_pool_is_shut_down_at_that_moment() -> None:

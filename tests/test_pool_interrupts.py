@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,26 @@ from strikes import strikes
 
 from daemonkit import Pool
 from daemonkit.processes.future import Call
+
+
+@pytest.fixture(autouse=True)
+def uncollected() -> Iterator[None]:
+    """Let no garbage be collected meanwhile: what ends then would be struck in our place."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("reuse", [1, 3, None])
+def test_a_submit_that_is_interrupted_anywhere_leaves_the_pool_as_it_was(reuse: int | None) -> None:
+    with Pool(2, reuse=reuse) as pool:
+        assert pool.submit(len, b"12").result(PATIENCE) == 2
+        for strike in strikes():
+            with strike:
+                pool.submit(len, b"123")
+            assert pool.submit(len, b"12").result(PATIENCE) == 2
+        assert set(pool.results(PATIENCE)) <= {3}
 
 
 def test_results_that_are_interrupted_anywhere_raise_that_and_go_on_afterwards() -> None:
@@ -60,6 +81,16 @@ def test_a_first_submit_that_is_interrupted_anywhere_leaves_no_process() -> None
         assert children() == before
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_first_submit_that_is_interrupted_while_its_thread_is_started_leaves_a_pool_that_works() -> None:
+    for strike in strikes(since="attend"):
+        with Pool(1) as pool:
+            with contextlib.suppress(RuntimeError), strike:
+                pool.submit(len, b"123")
+            assert pool.submit(len, b"12").result(PATIENCE) == 2
+        assert "daemonkit pool" not in [thread.name for thread in threading.enumerate() if thread.is_alive()]
+
+
 def children() -> set[str]:
     found: set[str] = set()
     for task in os.listdir("/proc/self/task"):
@@ -75,8 +106,8 @@ def test_an_end_of_a_call_that_is_interrupted_anywhere_leaves_no_call_undone(
 ) -> None:
     os.mkfifo(path := tmp_path / "fifo")
     os.mkfifo(told := tmp_path / "told")
-    for strike in strikes():
-        with Pool(1, reuse=reuse) as pool:
+    with Pool(1, reuse=reuse) as pool:
+        for strike in strikes():
             while reuse is None and is_careful(pool):
                 assert pool.submit(len, b"12").result(PATIENCE) == 2
             running = pool.submit(calls.tell_and_read, str(told), str(path))
