@@ -67,6 +67,27 @@ def test_who_waits_is_woken_by_a_push_of_others_onto_one_of_its_lists(server: Re
     assert [each.body for each in broker.reserve("mail", "sms")] == [b"ours"]
 
 
+def test_who_waits_is_woken_when_the_server_closes_one_of_its_connections_and_connects_again(
+    server: RedisServer, broker: RedisBroker
+) -> None:
+    """A server's ``timeout`` does so, and spares the one that hears of changes."""
+    broker.announce(["mail"], 1)
+    assert broker.reserve("mail") == []
+    fd = broker.watch()
+    broker.drain()
+    server.command("CLIENT", "KILL", "TYPE", "normal")
+    assert select.select([fd], [], [], PATIENCE)[0]
+    with pytest.raises(BrokerError, match="the server has closed the connection"):
+        broker.drain()
+    fd = broker.watch()
+    assert broker.reserve("mail") == []
+    with contextlib.closing(RedisBroker(server.url)) as other:
+        other.put("mail", NewTask(b"x"))
+    assert select.select([fd], [], [], PATIENCE)[0]
+    broker.drain()
+    assert [each.body for each in broker.reserve("mail")] == [b"x"]
+
+
 def test_a_key_of_another_kind_under_a_queues_name_is_left_alone(server: RedisServer, broker: RedisBroker) -> None:
     server.command("SET", "mail", "somebody's")
     broker.put("mail", NewTask(b"ours"))

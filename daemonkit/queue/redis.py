@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
@@ -28,6 +29,7 @@ except ModuleNotFoundError:
     ) from None
 
 TIMEOUT: Final = 10.0  # seconds for a connection, and for a reply
+_ENDED: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _OLDEST: Final = (6, 2)
 _SENTINEL: Final = re.compile(
     r"sentinel://((?P<username>[^:@/]*):(?P<password>[^@/]*)@)?(?P<hosts>[^@/]+)/(?P<service>[^/]+)(/(?P<db>\d*))?"
@@ -46,6 +48,7 @@ class Connection:
         self._pid = os.getpid()
         self._client: Any = None
         self._listener: Any = None
+        self._either: select.epoll | None = None  # both of them
         self._scripts: dict[str, Any] = {}
 
     def do(self, act: Callable[[Any], T]) -> T:
@@ -84,12 +87,15 @@ class Connection:
     def listen(self, prefixes: Iterable[str]) -> int:
         """A descriptor that is readable when somebody else has written a key that begins with one of ``prefixes``.
 
+        It is, too, when a connection is lost, as ``hear`` will say.
+
         Raises:
             BrokerError: as ``do``.
         """
-        if self._listener is None:
+        if self._either is None:
             self.do(lambda client: self._listen(client, prefixes))
-        return int(self._listener._sock.fileno())
+        assert self._either is not None
+        return self._either.fileno()
 
     def hear(self) -> None:
         """Take in what that descriptor has told.
@@ -100,10 +106,12 @@ class Connection:
         with self._told():
             while self._listener is not None and self._listener.can_read(timeout=0):
                 self._listener.read_response()
+            if self._either is not None and any(event & _ENDED for _, event in self._either.poll(0)):
+                raise exceptions.ConnectionError("the server has closed the connection")
 
     def stop_listening(self) -> None:
         """Be told no more: there are other prefixes."""
-        listener, self._listener = self._listener, None
+        listener = self._take_listener()
         if listener is not None:
             listener.disconnect()
             self.do(lambda client: client.execute_command("CLIENT", "TRACKING", "OFF"))
@@ -142,18 +150,30 @@ class Connection:
             listener.read_response()
             words = [word for prefix in _shortest(prefixes) for word in ("PREFIX", prefix)]
             client.execute_command("CLIENT", "TRACKING", "ON", "REDIRECT", number, "BCAST", "NOLOOP", *words)
+            # The client's as well: what it has asked for ends with it, and the listener is not told.  A server closes
+            # those that are silent for its `timeout`, but no listeners.
+            self._either = either = select.epoll()
+            either.register(listener._sock, select.EPOLLIN | select.EPOLLRDHUP)
+            either.register(client.connection._sock, select.EPOLLRDHUP)
         except BaseException:
             self._disconnect()
             raise
 
     def _disconnect(self) -> None:
         client, self._client = self._client, None
-        listener, self._listener = self._listener, None
+        listener = self._take_listener()
         if listener is not None:
             with contextlib.suppress(exceptions.RedisError, OSError):
                 listener.disconnect()
         if client is not None:
             _close(client)
+
+    def _take_listener(self) -> Any:
+        listener, self._listener = self._listener, None
+        either, self._either = self._either, None
+        if either is not None:
+            either.close()
+        return listener
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
