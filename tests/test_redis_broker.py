@@ -95,6 +95,19 @@ def test_a_key_of_another_kind_under_a_queues_name_is_left_alone(server: RedisSe
     assert server.command("GET", "mail").endswith(b"somebody's\r\n")
 
 
+def test_a_put_that_cannot_be_done_for_a_key_of_another_kind_is_refused_each_time(
+    server: RedisServer, broker: RedisBroker
+) -> None:
+    server.command("SET", "{daemonkit}:ready:mail", "somebody's")
+    for _ in range(2):
+        with pytest.raises(BrokerError, match="WRONGTYPE"):
+            broker.put("mail", NewTask(b"x", key="once"))
+    server.command("DEL", "{daemonkit}:ready:mail")
+    broker.put("mail", NewTask(b"x", key="once"))
+    broker.put("mail", NewTask(b"x", key="once"))
+    assert [each.body for each in broker.reserve("mail", count=2)] == [b"x"]
+
+
 @pytest.mark.skipif(shutil.which("php") is None, reason="needs php (Debian: php-cli, php-redis)")
 def test_what_php_pushes_is_taken(server: RedisServer, broker: RedisBroker) -> None:
     program = f"""

@@ -72,11 +72,11 @@ for i = 3, #ARGV, 5 do
   if key ~= '' then id = redis.call('HGET', of('keys', queue), key) end
   if not id then
     id = add(queue, ARGV[i], ARGV[i + 1], ARGV[i + 3])
-    if key ~= '' then
+    wait_or_ready(queue, id, tonumber(ARGV[i + 2]))
+    if key ~= '' then  -- last: should one step be refused, the repetition is not to take what is nowhere for a task
       redis.call('HSET', of('keys', queue), key, id)
       redis.call('HSET', task(id), 'key', key)
     end
-    wait_or_ready(queue, id, tonumber(ARGV[i + 2]))
   end
   ids[#ids + 1] = tostring(id)
 end
