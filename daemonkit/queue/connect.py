@@ -73,6 +73,8 @@ def _sqlite(url: str, rest: str, make: bool) -> Broker:
     if not os.path.isabs(path):
         raise UsageError(f"broker {url!r}: the path must begin with /, or with RUN_DIR in the configuration")
     synchronous = options.pop("synchronous", "FULL").upper()
-    if options or path.startswith("//"):
+    if path.startswith("//"):
+        raise UsageError(f"broker {url!r}: one / begins the path, as in sqlite:/{path.lstrip('/')}")
+    if options:
         raise UsageError(f"broker {url!r}: after the path only ?synchronous=FULL or NORMAL can stand")
     return SqliteBroker(path, synchronous, make=make)

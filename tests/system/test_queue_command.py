@@ -314,6 +314,7 @@ def test_looking_makes_no_queue_and_a_wrong_broker_is_told(box: Box, tmp_path: P
     assert "it is no SQLite file, or damaged" in run(box, "stats", "--broker", f"sqlite:{tmp_path}/text.db", code=1)
     assert "did you mean sqlite:?" in run(box, "stats", "--broker", "sqlit:/x", code=2)
     assert "the path must begin with /" in run(box, "stats", "--broker", "sqlite:x", code=2)
+    assert "one / begins the path, as in sqlite:/x/y.db" in run(box, "stats", "--broker", "sqlite:///x/y.db", code=2)
     assert "queue 'a b'" in run(box, "put", "a b", "x", code=2)
 
 
