@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -430,3 +431,22 @@ def test_row_33_a_network_file_system_is_known_by_its_mount(tmp_path: Path) -> N
     assert file_system_of(str(tmp_path), str(mounts)) == "nfs4"
     assert is_network("nfs4")
     assert not is_network(file_system_of("/"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root, to be somebody else for a while")
+def test_a_file_that_may_not_be_looked_at_is_not_told_as_none_and_the_one_that_is_meant_is_named() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{directory}/queue.db"
+        SqliteBroker(path).close()
+        os.chmod(directory, 0o700)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(BrokerError, match=f"open {path}: Permission denied; let this user write it"):
+                SqliteBroker(path, make=False)
+            os.seteuid(0)
+            os.chmod(directory, 0o755)
+            os.seteuid(65534)
+            with pytest.raises(BrokerError, match=f"open {path}.*: Permission denied; let this user write it"):
+                SqliteBroker(path, make=False)
+        finally:
+            os.seteuid(0)

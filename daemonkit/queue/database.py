@@ -63,9 +63,9 @@ class Database:
                 f"open {path}: it lies on {kind}; SQLite's write-ahead log needs the memory of one host "
                 "(sqlite.org/wal.html): name a file on a local disk"
             )
-        if not make and not os.path.exists(path):
-            raise BrokerError(f"open {path}: no queue is there; nothing was put yet, or another --broker is meant")
         with exclusively, self._told():
+            if not make and not _is_there(path):
+                raise BrokerError(f"open {path}: no queue is there; nothing was put yet, or another --broker is meant")
             self._open()
         _all.add(self)
 
@@ -257,8 +257,8 @@ class Database:
                 raise
             if isinstance(error, IpcError):  # it says itself what is to be done
                 raise BrokerError(f"use {self.path}: {error}") from error
-            advice = "let this user write its directory" if error.errno == errno.EACCES else "name another file"
-            raise BrokerError(f"open {self.path}: {error.strerror}; {advice}") from error
+            advice = "let this user write it and its directory" if error.errno == errno.EACCES else "name another file"
+            raise BrokerError(f"open {error.filename or self.path}: {error.strerror}; {advice}") from error
 
 
 _ADVICE: Final[dict[type[sqlite3.Error], str]] = {
@@ -305,6 +305,14 @@ def _make(path: str) -> None:
         raise BrokerError(f"open {path}: it is no plain file; name another")
     if found.st_uid not in owners or found.st_mode & 0o022:
         raise BrokerError(f"open {path}: another user owns it, or may write it; see ls -l, or name another file")
+
+
+def _is_there(path: str) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _file_at(path: str) -> _Identity:
