@@ -25,9 +25,8 @@ def await_drained(broker: Broker, queue: str, timeout: float | None, *, delayed:
         BrokerError: the broker cannot be reached.
     """
     end = None if timeout is None else time.monotonic() + timeout
-    poll = select.poll()
-    poll.register(broker.watch(), select.POLLIN)
     while True:
+        fd = broker.watch()
         broker.drain()
         soon = broker.peek_state(queue, State.DELAYED)
         found = next((each for each in broker.stats() if each.queue == queue), None)
@@ -37,4 +36,6 @@ def await_drained(broker: Broker, queue: str, timeout: float | None, *, delayed:
         pause = _LOOK if end is None else min(end - time.monotonic(), _LOOK)
         if not left or pause <= 0:
             return left
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
         poll.poll(pause * 1000)

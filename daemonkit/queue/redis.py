@@ -49,6 +49,7 @@ class Connection:
         self._client: Any = None
         self._listener: Any = None
         self._either: select.epoll | None = None  # both of them
+        self._prefixes: tuple[str, ...] = ()  # of the keys that are listened for
         self._scripts: dict[str, Any] = {}
 
     def do(self, act: Callable[[Any], T]) -> T:
@@ -87,27 +88,29 @@ class Connection:
     def listen(self, prefixes: Iterable[str]) -> int:
         """A descriptor that is readable when somebody else has written a key that begins with one of ``prefixes``.
 
-        It is, too, when a connection is lost, as ``hear`` will say.
+        It is, too, when a connection is lost.
 
         Raises:
             BrokerError: as ``do``.
         """
         if self._either is None:
-            self.do(lambda client: self._listen(client, prefixes))
+            self._prefixes = tuple(prefixes)
+            self.do(self._listen)
         assert self._either is not None
         return self._either.fileno()
 
     def hear(self) -> None:
-        """Take in what that descriptor has told.
+        """Take in what that descriptor has told, which may be another one then: ask ``listen``.
 
         Raises:
-            BrokerError: the connection is lost.
+            BrokerError: the server is lost.
         """
         with self._told():
             while self._listener is not None and self._listener.can_read(timeout=0):
                 self._listener.read_response()
             if self._either is not None and any(event & _ENDED for _, event in self._either.poll(0)):
-                raise exceptions.ConnectionError("the server has closed the connection")
+                self._disconnect()  # its `timeout` was up, say
+                self.listen(self._prefixes)  # before anybody looks: what comes meanwhile is not missed
 
     def stop_listening(self) -> None:
         """Be told no more: there are other prefixes."""
@@ -139,7 +142,7 @@ class Connection:
             raise
         self._client = client
 
-    def _listen(self, client: Any, prefixes: Iterable[str]) -> None:
+    def _listen(self, client: Any) -> None:
         """Have a second connection told of each write to such keys (redis.io, "Client-side caching", broadcasting)."""
         self._listener = listener = client.connection_pool.make_connection()
         try:
@@ -148,7 +151,7 @@ class Connection:
             number = listener.read_response()
             listener.send_command("SUBSCRIBE", "__redis__:invalidate")
             listener.read_response()
-            words = [word for prefix in _shortest(prefixes) for word in ("PREFIX", prefix)]
+            words = [word for prefix in _shortest(self._prefixes) for word in ("PREFIX", prefix)]
             client.execute_command("CLIENT", "TRACKING", "ON", "REDIRECT", number, "BCAST", "NOLOOP", *words)
             # The client's as well: what it has asked for ends with it, and the listener is not told.  A server closes
             # those that are silent for its `timeout`, but no listeners.

@@ -137,6 +137,7 @@ class RedisBroker(Broker):
         dead = [owner for owner, _, _ in self._announced() if is_dead(owner)]
         self._run(scripts.ANNOUNCE, [self._owner, words, *dead])
         self._connection.stop_listening()  # to be told of others' lists under these names as well
+        self.watch()  # before anything is looked for: what comes meanwhile is not missed
 
     def consumers(self) -> list[ConsumerInfo]:
         owners: list[bytes] = [
