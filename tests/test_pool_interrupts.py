@@ -1,4 +1,4 @@
-"""What control-C leaves of a pool, wherever it strikes the main thread."""
+"""What control-C leaves of a pool, and of background(), wherever it strikes the main thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from harness import PATIENCE
 from strikes import strikes
 
-from daemonkit import Pool
+from daemonkit import Background, Pool
 from daemonkit.processes.future import Call
 
 
@@ -89,6 +89,17 @@ def test_a_first_submit_that_is_interrupted_while_its_thread_is_started_leaves_a
                 pool.submit(len, b"123")
             assert pool.submit(len, b"12").result(PATIENCE) == 2
         assert "daemonkit pool" not in [thread.name for thread in threading.enumerate() if thread.is_alive()]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_background_that_is_interrupted_anywhere_in_its_start_leaves_no_process() -> None:
+    before = children()
+    for strike in strikes(since="_detach"):
+        background = Background()
+        with strike:
+            background.start()
+        assert children() == before
+        assert background.drain(PATIENCE)
 
 
 def children() -> set[str]:

@@ -322,8 +322,15 @@ def _detach(fd: int) -> None:
     Raises:
         ForkServerLost: it has not come up.
     """
-    pid = interpreter.start("daemonkit.processes.detached", (fd,), has_session=True)
-    if code := _exit_code(pid, _START_TIME):
+    born: list[int] = []
+    try:
+        pid = interpreter.start("daemonkit.processes.detached", (fd,), has_session=True, born=born)
+        code = _exit_code(pid, _START_TIME)
+    except BaseException:  # control-C: it is nobody's to reap but ours
+        for pid in born:
+            _exit_code(pid, 0.0)
+        raise
+    if code:
         raise ForkServerLost(f"background: its server could not be started, status {code}; see stderr")
 
 
