@@ -13,7 +13,7 @@ from daemonkit.queue.broker import State
 STATES = click.Choice([state.value for state in State])
 MOVABLE = (State.READY, State.DELAYED, State.BURIED)
 ALL = 2**31
-COUNT = click.IntRange(1, ALL)  # more than 2**63 SQLite's numbers cannot be
+COUNT = click.IntRange(1, ALL)  # SQLite has no integers above 2**63
 
 
 class Words(click.ParamType):  # type: ignore[type-arg]  # as below

@@ -114,7 +114,7 @@ class MessageQueue(KernelObject):
         """
         if timeout is None:
             try:
-                return self._queue.receive(True, type)  # type: ignore[no-any-return]
+                return self._queue.receive(True, type)  # type: ignore[no-any-return]  # sysv_ipc ships no types
             except Error as error:
                 explain(error, "receive from", self._made)
             except (OSError, OverflowError) as error:
@@ -187,10 +187,10 @@ class MessageQueue(KernelObject):
 
     def _receive(self, wait: bool, type: int) -> tuple[bytes, int]:
         try:
-            return self._queue.receive(wait, type)  # type: ignore[no-any-return]
+            return self._queue.receive(wait, type)  # type: ignore[no-any-return]  # sysv_ipc ships no types
         except (OSError, OverflowError) as error:
             self._reconsider(error, type, LOWEST_FIRST)
-            return self._queue.receive(wait, type)  # type: ignore[no-any-return]
+            return self._queue.receive(wait, type)  # type: ignore[no-any-return]  # sysv_ipc ships no types
 
     def _reconsider(self, error: Exception, type: int, least_type: int, size: int = 0) -> None:
         """Return if the limits have changed since the queue was opened: then it is worth another try."""
