@@ -34,10 +34,10 @@ def in_thread(path: str) -> None:
 
 def by(method: str) -> Callable[[str], None]:
     """As multiprocessing does it; a daemonic process would be killed with the web worker."""
-    process: Any = multiprocessing.get_context(method).Process  # type: ignore[attr-defined]
+    context: Any = multiprocessing.get_context(method)
 
     def start(path: str) -> None:
-        process(target=begin, args=(path,)).start()
+        context.Process(target=begin, args=(path,)).start()
 
     return start
 

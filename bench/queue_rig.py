@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -220,7 +221,7 @@ def servers(path: Path) -> Iterator[Place]:
     with contextlib.ExitStack() as stack:
         for port, command in commands.items():
             stack.enter_context(running(*command))
-            _await(lambda port=port: _is_open(port))  # type: ignore[misc]
+            _await(partial(_is_open, port))
         yield Place(path, redis, beanstalkd)
 
 
