@@ -184,8 +184,7 @@ class Crew:
         kept = None if error is None or old is None or old.is_lost else old
         if kept is None:
             self.workers.use(fresh)
-            fresh.on_loaded(_log_failure)
-            self._take_counts(fresh.workers)
+            self._follow(fresh)
             if old is not None:
                 self._retire(old)
         else:
@@ -199,6 +198,18 @@ class Crew:
             self.workers.when_quiet(
                 lambda: self._tell_reloaded(_going_on(error, stuck) if error and kept else error, waiting)
             )
+
+    def _follow(self, fresh: Server) -> None:
+        """Have what its code declares: now, or once it has read it, if it could."""
+
+        def loaded(error: str | None) -> None:
+            if error is not None:
+                log.error("the script could not be loaded again for the fork server:\n%s", error)
+            elif fresh is self.workers.server and not self._is_stopping:
+                self._take_counts(fresh.workers)
+
+        fresh.on_loaded(loaded)
+        self._take_counts(fresh.workers)
 
     def _take_counts(self, fresh: Mapping[str, Worker]) -> None:
         """Have as many as the new code declares; what was scaled by hand stays where the declaration has."""
@@ -299,7 +310,7 @@ class Crew:
             log.error("execute a fork server: %s; tried again", error.strerror)
             self._replace(0.0)
             return
-        made.on_loaded(_log_failure)
+        self._follow(made)
         self._take_on(made)
 
 
@@ -315,8 +326,3 @@ def _tell_ends(server: Server) -> None:
     """Tell the ends of children whose fork server has ended (PR_SET_PDEATHSIG)."""
     for row in server.children.abandon():
         row.on_end(row, Receipt(row.pid or 0, None, signal.SIGKILL, False, 0.0, 0, 0.0))
-
-
-def _log_failure(error: str | None) -> None:
-    if error is not None:
-        log.error("the script could not be loaded again for the fork server:\n%s", error)

@@ -716,6 +716,15 @@ def test_a_reload_has_as_many_workers_as_the_new_code_declares_and_those_that_it
     assert names == {"worker grind-0", *(f"worker crunch-{index}" for index in range(4))}
 
 
+def test_a_fork_server_that_is_replaced_reads_the_code_anew_with_what_it_declares(box: Box) -> None:
+    box.start(showing("old"))
+    box.await_log("old", 3)
+    rewrite(box, showing("new").replace("count=3", "count=4") + showing("more").replace("crunch", "grind"))
+    os.kill(pids(box)["fork server"], signal.SIGKILL)
+    box.await_log("test: new", 4)
+    box.await_log("test: more", 3)
+
+
 def test_a_reload_gives_a_worker_that_was_given_up_another_chance(box: Box) -> None:
     box.start("@worker(max_restarts=0)\ndef crunch(stop):\n    1 / 0\n")
     box.await_log("given up as fatal")
