@@ -192,18 +192,22 @@ class _Image:
         return sock
 
     def _ready(self, master: Master) -> None:
-        """Tell whoever waits; from here on the log is all there is."""
+        """Tell whoever waits; from here on the log is all there is.
+
+        Told last: whoever has heard of it finds it in the log, and finds a daemon that runs and answers.
+        """
         parts, handover = master.parts, self._handover
         if handover.generation:
             _take_over(master, handover.generation)
-            for fd in handover.generation["waiting_fds"]:
-                if self._server:
-                    self._server.adopt(fd).answer({"ok": True})
         log.info("ready, pid %d%s", os.getpid(), ", new code" if handover.generation else "")
         if handover.detached:
             parts.sink.take_over_streams()
+        parts.board.state("running")
         jobs = len(master.script.jobs)
         parts.notifier.ready(f"{jobs} timer job{'' if jobs == 1 else 's'}", main_pid=os.getpid())
+        for fd in handover.generation["waiting_fds"] if handover.generation else ():
+            if self._server:
+                self._server.adopt(fd).answer({"ok": True})
         self._tell({"ready": True})
         if self._server:
             Keeper(parts.pidfile, self._server, handover.socket_path, parts.loop).begin()

@@ -87,7 +87,6 @@ class Master:
         """Be the daemon until it is stopped; return its exit code."""
         parts = self.parts
         self.ready_at = self.ready_at or time.time()
-        parts.board.state("running")
         self._watch_clock()
         self._watchdog()
         parts.timer.on_fallback = lambda fd: parts.loop.watch(fd, lambda _: timerfd.acknowledge(fd))
