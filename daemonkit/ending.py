@@ -14,7 +14,7 @@ from daemonkit.core.holder import Holder, find, settled
 from daemonkit.core.pidfile import PidFile, inspect
 from daemonkit.errors import ControlError, DaemonkitError, NotAllowed, StopTimeout, UsageError
 
-ANSWER_TIME: Final = 1.0  # seconds that a daemon which has lost its PID file has to say so
+ANSWER_TIME: Final = 5.0  # seconds that a daemon which has lost its PID file has to say so
 KILL_TIME: Final = 5.0  # seconds that the kernel may take to end what was sent KILL
 
 

@@ -59,9 +59,8 @@ def _of_running(name: str, pid: int, socket_path: str) -> dict[str, Any]:
     seen = board.read(pid)
     if seen is None or seen.state == "starting":  # between exec and board there is nothing to see, too
         return _from_outside(name, pid, "starting", seen)
-    in_a_hurry = seen.state != "running" or seen.seconds > BUSY_TIME or _is_stopped(pid)
     try:
-        answer = asking.ask(socket_path, {"do": "status"}, pid=pid, timeout=BUSY_TIME if in_a_hurry else ANSWER_TIME)
+        answer = asking.ask(socket_path, {"do": "status"}, pid=pid, timeout=_answer_time(pid, seen))
     except ControlError as error:
         seen = board.read(pid)
         return _from_outside(name, pid, seen.state if seen else "running", seen, str(error))
@@ -69,6 +68,12 @@ def _of_running(name: str, pid: int, socket_path: str) -> dict[str, Any]:
         return _plain(name, "running", pid, note=f"no details: {error}")
     answer.pop("ok", None)
     return answer
+
+
+def _answer_time(pid: int, seen: board.Activity) -> float:
+    """How long to wait for its word."""
+    in_a_hurry = seen.state != "running" or seen.seconds > BUSY_TIME or _is_stopped(pid)
+    return BUSY_TIME if in_a_hurry else ANSWER_TIME
 
 
 def _from_outside(
@@ -84,8 +89,13 @@ def _from_outside(
 
 def _without_pid_file(socket_path: str) -> dict[str, Any] | None:
     """A daemon whose PID file was deleted still answers, and restores the file when it is asked."""
+    pid = asking.listener(socket_path)
+    if pid is None:
+        return None
+    seen = board.read(pid)
     try:
-        answer = asking.ask(socket_path, {"do": "status"}, timeout=BUSY_TIME)
+        timeout = _answer_time(pid, seen) if seen else BUSY_TIME
+        answer = asking.ask(socket_path, {"do": "status"}, pid=pid, timeout=timeout)
     except DaemonkitError:
         return None
     answer.pop("ok", None)

@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import lockfile
@@ -203,6 +204,34 @@ def test_restore_gives_way_to_a_holder_of_the_new_file(path: str) -> None:
     with Other(path) as other:
         assert not pidfile.restore()
         assert inspect(path).pid == other.pid
+
+
+@pytest.mark.parametrize("what", ["acquire", "restore"])
+def test_who_merely_tests_the_lock_keeps_nobody_from_it(path: str, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """``inspect`` holds it shared for a moment (flock(2)), and on a busy machine that moment may be long."""
+    pidfile, sleep, pauses = PidFile(path), time.sleep, 0
+    if what == "restore":
+        pidfile.acquire(0)
+        os.unlink(path)
+        monkeypatch.setattr("daemonkit.core.pidfile.PATIENCE", 30)
+    with open(path, "a+") as tester:
+        fcntl.flock(tester, fcntl.LOCK_SH)
+
+        def pause(seconds: float) -> None:
+            nonlocal pauses
+            sleep(seconds)
+            pauses += 1
+            if pauses == 100:
+                fcntl.flock(tester, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(time, "sleep", pause)
+        if what == "restore":
+            assert pidfile.restore()
+        else:
+            pidfile.acquire(0)
+        assert pauses == 100
+    assert inspect(path) == State(True, True, os.getpid())
+    pidfile.release()
 
 
 def test_a_lock_taken_with_flock_alone_is_seen(path: str) -> None:

@@ -25,7 +25,8 @@ from daemonkit.errors import AlreadyRunning, LockNotHeld, LockNotMine, LockTimed
 MODE: Final = 0o644
 MAX_PID: Final = 1 << 22  # proc(5), /proc/sys/kernel/pid_max
 CLEAN: Final = b"\n"  # left by an owner that stopped but may not unlink (privileges dropped)
-PATIENCE: Final = 0.25  # seconds to outlast somebody who merely tests the lock with flock(2)
+PATIENCE: Final = 0.25  # seconds to outlast somebody who holds the lock for a moment, with no number written
+TEST_PATIENCE: Final = 5.0  # ... and one who merely tests it with flock(2), and has lost the processor in between
 
 
 class State(NamedTuple):
@@ -91,7 +92,8 @@ class PidFile(LockBase):  # type: ignore[misc]  # lockfile ships no types
         now = time.monotonic()
         state = inspect(self.path)
         held = state.locked and (state.pid is not None or now > start + PATIENCE)
-        if end is not None and now >= end and (held or now >= start + PATIENCE):
+        bound = PATIENCE if state.locked else TEST_PATIENCE
+        if end is not None and now >= end and (held or now >= start + bound):
             if end <= start:
                 raise AlreadyRunning(self.path, state.pid)
             raise LockTimedOut(f"lock {self.path}: still held by pid {state.pid} after {end - start:g} s")
@@ -176,9 +178,11 @@ class PidFile(LockBase):  # type: ignore[misc]  # lockfile ships no types
         """If somebody deleted or replaced the file under us, make and lock a new one; tell whether we hold it."""
         if self.is_intact():
             return True
-        fd = _lock(self.path)
-        if fd is None:
-            return False
+        end = time.monotonic() + PATIENCE
+        while (fd := _lock(self.path)) is None:
+            if inspect(self.path).locked or time.monotonic() > end:
+                return False
+            time.sleep(0.001)  # somebody merely tests the lock
         old = self.detach()
         self._keep(fd)
         _make_readable(fd)
