@@ -79,7 +79,7 @@ class Notifier:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 # The kernel's own time-out: poll(2) on an unconnected socket knows nothing of the receiver's queue.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, PATIENCE))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *divmod(PATIENCE, 1_000_000)))
                 sock.sendto("\n".join(assignments).encode(), address)
         except OSError:
             return False  # gone, or its queue stayed full: nobody to tell
