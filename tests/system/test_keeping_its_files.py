@@ -8,6 +8,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -193,11 +194,26 @@ def test_the_daemons_own_clean_up_puts_nothing_back(box: Box) -> None:
 def test_an_idle_daemon_that_watches_its_files_is_never_woken(box: Box) -> None:
     pid = box.start(IDLE)
     box.start(IDLE, name="other.py")
+    await_sleep(box, pid)
     before = wake_ups(pid)
     assert box.call("status", "other").returncode == 0
     assert box.call("kill", "other").returncode == 0
     assert (box.run_dir / "beat.pid").read_text() == f"{pid}\n"
     assert wake_ups(pid) == before
+
+
+def await_sleep(box: Box, pid: int) -> None:
+    """Return when a daemon that has nothing more to do sleeps: it has begun, heard us, and seen that we are gone."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(PATIENCE)
+        sock.connect(str(box.run_dir / "beat.sock"))
+        sock.sendall(b'{"do": "jobs"}\n')
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(65536):
+            pass
+    until = time.monotonic() + PATIENCE
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        assert time.monotonic() < until
 
 
 def wake_ups(pid: int) -> int:

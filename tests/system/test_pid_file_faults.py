@@ -439,6 +439,7 @@ def leave_children():
         os.execvp("sleep", ["sleep", "600"])
     pid = os.fork()
     if pid == 0:
+        log.info("a child is there")
         while True:
             time.sleep(600)
     subprocess.Popen(["sleep", "600"], start_new_session=True, close_fds=False)
@@ -454,6 +455,10 @@ def beat(): pass
 def test_row_13_children_that_outlive_the_daemon_do_not_hold_its_lock(box: Box, number: signal.Signals) -> None:
     pid = box.start(LEAVES_CHILDREN)
     box.await_log("has left its children")
+    box.await_log("a child is there")  # it has let the lock go, as each that executes another program
+    until = time.monotonic() + PATIENCE
+    while list(box.processes().values()).count("sleep 600") < 3:
+        assert time.monotonic() < until, box.processes()
     children = set(box.processes()) - {pid}
     assert len(children) == 4
     os.kill(pid, number)

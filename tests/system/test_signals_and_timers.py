@@ -13,18 +13,20 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from harness import Box, await_end
+from harness import PATIENCE, Box, await_end
 
-from daemonkit.core import timerfd
+from daemonkit.core import asking, timerfd
 from daemonkit.core.board import Board
 from daemonkit.core.job import Job, Policy
 from daemonkit.core.schedule import Cron, Every
@@ -143,9 +145,10 @@ def stop():
 
 
 def test_row_14_after_100_000_mixed_signals_the_daemon_works_and_one_term_stops_it(box: Box) -> None:
-    pid = box.start(STORMY)
+    pid = box.start(STORMY + '@after(0.05)\ndef later(): log.info("has ticked")\n')
     assert send(pid, KINDS, STORM) == STORM
     assert box.status()["pid"] == pid
+    box.await_log("has ticked")
     os.kill(pid, signal.SIGTERM)
     await_end(pid)
     text = ended_gracefully(box)
@@ -201,12 +204,11 @@ def test_row_15_alarms_from_outside_run_no_job_before_its_time(box: Box) -> None
             log.info("came too early")
         """
     )
-    before = time.monotonic()
     with storm_on(pid, (signal.SIGALRM,)):
         text = box.await_log("tick ", 5)
-    assert time.monotonic() - before > 0.25 * 3, "five ticks of a quarter second came in less than three quarters"
     times = [float(line.rpartition(" ")[2]) for line in text.splitlines() if "tick " in line]
-    assert len({int(at / 0.25) for at in times}) == len(times), f"two runs in one interval: {times}"
+    for count, at in enumerate(times, start=1):  # by the daemon's own clock, which began before the grid
+        assert at > 0.25 * count - 0.001, f"run {count} came before its time: {times}"
     assert "too early" not in text
     assert box.job("tick")["failures"] == 0
 
@@ -286,8 +288,28 @@ def steady():
 """
 
 
+def steadily(box: Box, pid: int) -> dict[str, Any]:
+    """The record of the job ``steady``, from a daemon that may be busy just now."""
+    answer = asking.ask(str(box.run_dir / "beat.sock"), {"do": "jobs"}, pid=pid, timeout=PATIENCE)
+    found: dict[str, Any] = next(job for job in answer["jobs"] if job["name"] == "steady")
+    return found
+
+
+def ticks_between(before: dict[str, Any], after: dict[str, Any], interval: float) -> int:
+    """How many ticks of the grid lie between the next runs of two records; both must be on that grid."""
+    ticks: float = (after["next_run"] - before["next_run"]) / interval
+    assert ticks == pytest.approx(round(ticks), abs=0.2), "the grid has moved"
+    return round(ticks)
+
+
+def counted(job: dict[str, Any]) -> int:
+    """The ticks of the grid that a record knows of."""
+    return int(job["runs"]) + int(job["missed"])
+
+
 def test_row_16_jobs_that_misbehave_are_counted_and_named_and_the_others_stay_on_the_grid(box: Box) -> None:
     pid = box.start(HARM)
+    before = steadily(box, pid)
     box.await_log("all harm done")
     began = box.job("steady")["runs"]
     text = box.await_log("daemonkit: ready")
@@ -303,8 +325,7 @@ def test_row_16_jobs_that_misbehave_are_counted_and_named_and_the_others_stay_on
     assert "job handlers has set" in box.log.read_text()
     steady = jobs["steady"]
     assert steady["runs"] >= began
-    ticks = (steady["next_run"] - status["since"]) / 0.05
-    assert steady["runs"] + steady["missed"] == pytest.approx(ticks - 1, abs=1.5), "a tick was neither run nor counted"
+    assert ticks_between(before, steady, 0.05) == counted(steady) - counted(before), "a tick was lost"
     os.kill(pid, signal.SIGTERM)
     await_end(pid)
     ended_gracefully(box)
@@ -322,7 +343,9 @@ def test_row_16_a_forked_child_that_comes_back_from_its_job_does_not_become_a_se
             log.info("beat of %d", os.getpid())
         """
     )
-    box.await_log("forked", 2)
+    text = box.await_log("forked", 2)
+    (child,) = set(re.findall(r"forked (\d+)", text)) - {"0"}
+    await_end(int(child))
     text = box.await_log(f"beat of {pid}", 3)
     assert {line.rpartition(" ")[2] for line in text.splitlines() if "beat of" in line} == {str(pid)}
     assert box.call("kill", "beat").returncode == 0
@@ -376,18 +399,16 @@ def test_row_16_a_job_that_swallows_every_interruption_cannot_keep_the_daemon(bo
 def test_row_17_missed_ticks_of_a_stopped_daemon_coalesce_and_its_grid_is_kept(box: Box) -> None:
     pid = box.start("@every(0.1)\ndef tick(): log.info('tick')\n")
     box.await_log("tick", 2)
+    first = box.job("tick")
     os.kill(pid, signal.SIGSTOP)
     before = box.log.read_text().count("tick")
     time.sleep(2)  # the fault itself, not a wait for something
     os.kill(pid, signal.SIGCONT)
     box.await_log("tick", before + 3)
-    status = box.status()
-    (job,) = status["jobs"]
+    job = box.job("tick")
     assert job["missed"] >= 18
     assert job["max_lateness"] >= 1.5
-    ticks = (job["next_run"] - status["since"]) / 0.1
-    assert job["runs"] + job["missed"] == pytest.approx(ticks - 1, abs=1.5)
-    assert ticks % 1 == pytest.approx(0.5, abs=0.5)
+    assert ticks_between(first, job, 0.1) == counted(job) - counted(first)
 
 
 def test_row_17_a_stopped_daemon_is_called_stopped_and_can_be_killed(box: Box) -> None:
@@ -466,8 +487,8 @@ def test_row_17_clock_jumps_of_hours_neither_double_nor_lose_a_cron_job_nor_move
         main(loop)
         """
     )
-    box.await_log("test: tick")
     began = time.monotonic()
+    before = box.await_log("test: tick").count("tick")
     # None is near 3 hours, where a change of the clock becomes a correction of it.
     steps = ("+7200", "-3000", "+7200", "+0", "-86400", "+0")
     for count, step in enumerate(steps, start=1):
@@ -476,7 +497,7 @@ def test_row_17_clock_jumps_of_hours_neither_double_nor_lose_a_cron_job_nor_move
         text = box.await_log("tick", text.count("tick") + 3)
         assert text.count("daily ran") == 1, f"after {steps[:count]}"
     elapsed = time.monotonic() - began
-    assert text.count("tick") <= elapsed / 0.1 + 20, "the interval followed the wall clock"
+    assert text.count("tick") - before <= elapsed / 0.1 + 2, "the interval followed the wall clock"
     assert text.count("the wall clock was set") == len(steps)
 
 
@@ -535,13 +556,26 @@ def not_yet(): log.info("ran not_yet")
 """
 
 
+def start_shortly_before(box: Box, name: str, moment: datetime) -> None:
+    """Start a daemon that is ready at ``moment``, or some seconds before if this machine, now, takes those for it."""
+    for sooner in (0, 8, 25):
+        began = moment - timedelta(seconds=sooner)
+        faked(box, FAKETIME_FMT="%s", FAKETIME=f"@{int(began.timestamp())}", TZ="Europe/Berlin")
+        box.start(HOURS, "--log", str(box.path / f"{name}.log"), name=f"{name}.py")
+        since = box.status(name)["since"]
+        if since < moment.timestamp() + 2:
+            return
+        assert box.call("kill", name).returncode == 0
+        (box.path / f"{name}.log").unlink()
+    pytest.fail(f"this machine takes more than {since - began.timestamp():g} s for a start")
+
+
 @needs_faketime
 def test_row_18_daemons_live_through_the_moments_at_which_the_hour_changes(box: Box) -> None:
     spring = datetime(2031, 3, 30, 0, 59, 57, tzinfo=UTC)  # 01:59:57, then 03:00: a fixed time of 02:00 runs now
     autumn = datetime(2031, 10, 26, 0, 59, 57, tzinfo=UTC)  # 02:59:57, then 02:00 again: it does not
     for name, before in (("spring", spring), ("autumn", autumn)):
-        faked(box, FAKETIME_FMT="%s", FAKETIME=f"@{int(before.timestamp())}", TZ="Europe/Berlin")
-        box.start(HOURS, "--log", str(box.path / f"{name}.log"), name=f"{name}.py")
+        start_shortly_before(box, name, before)
     box.await_file(box.path / "spring.log", "ran ", 2)
     box.await_file(box.path / "autumn.log", "ran hourly")
     ran = [(box.path / f"{name}.log").read_text().count("ran ") for name in ("spring", "autumn")]
@@ -615,10 +649,13 @@ def test_row_20_term_to_the_waiting_start_command_ends_the_daemon_to_be_too(box:
 
 
 def test_row_20_term_during_a_start_hook_ends_the_start_and_runs_the_stop_hooks(box: Box) -> None:
-    script = box.script(HOOKS + "@on('start')\ndef begin():\n    mark('start hook')\n    time.sleep(1)\n")
-    starting = box.popen("start", script)
+    gate = box.path / "gate"
+    os.mkfifo(gate)
+    text = "@on('start')\ndef begin():\n    mark('start hook')\n    open(sys.argv[1]).read()\n"
+    starting = box.popen("start", box.script(HOOKS + text), gate)
     box.await_log("now in the start hook")
     os.kill(await_pid(box), signal.SIGTERM)
+    gate.write_text("")
     said = starting.communicate(timeout=60)[0]
     assert (starting.returncode, "stopped before it was ready" in said) == (1, True)
     assert box.log.read_text().count("INFO test: stop hook") == 1
@@ -655,7 +692,17 @@ def test_row_20_term_lets_what_is_in_hand_come_to_its_end_and_cleans_up(box: Box
 
 
 def test_row_20_term_while_a_fork_hangs_is_obeyed_within_graceful_timeout(box: Box) -> None:
-    hangs = "@after(0.001)\ndef job():\n    mark('fork')\n    subprocess.run(['sleep', '600'])\n"
+    hangs = """
+@after(0.001)
+def job():
+    child = subprocess.Popen(["sleep", "600"])
+    try:
+        mark("fork")
+        child.wait()
+    finally:
+        child.kill()
+        child.wait()
+"""
     pid = box.start(HOOKS + hangs, "--graceful-timeout", "0.3")
     box.await_log("now in the fork")
     os.kill(pid, signal.SIGTERM)

@@ -208,12 +208,17 @@ def test_unit_leaves_the_scripts_own_arguments_to_the_script(
 
 def test_a_signal_that_the_new_code_no_longer_catches_does_not_kill_it(box: Box) -> None:
     pid = box.start("@on('SIGRTMIN')\ndef mine(): log.info('mine')\n" + IDLE)
-    box.script("time.sleep(0.2)\n" + IDLE)
+    gate = box.path / "gate"
+    os.mkfifo(gate)
+    box.script(f"open({str(gate)!r}).read()\n" + IDLE)
     os.kill(pid, signal.SIGUSR2)
+    gate.write_text("")  # lets the trial through
     box.await_log("executing the new code")
     os.kill(pid, signal.SIGRTMIN)
+    gate.write_text("")  # ... and the new code, which has not begun to handle signals
     text = box.await_log("ready, pid", 2)
     assert "SIGRTMIN came while the code was replaced, and the new code does not handle it: ignored" in text
     assert "test: mine" not in text
     assert box.status()["pid"] == pid
+    box.script(IDLE)
     assert box.call("reexec", "beat").returncode == 0

@@ -91,6 +91,11 @@ class Service:
         """What stands in the PID file."""
         return int(self.machine.path(f"/run/daemonkit/{self.name}.pid").read_text())
 
+    def journal(self, output: str = "cat") -> str:
+        """All that the journal has about the unit; what was written before is in it, as late as journald may read."""
+        self.machine.check("journalctl", "--sync")
+        return self.machine.check("journalctl", f"--unit={self.unit}", f"--output={output}")
+
     def leftovers(self) -> list[str]:
         """Its files in the run directory, and its processes."""
         listing = self.machine.run("find", "/run/daemonkit", "-name", f"{self.name}.*").stdout.splitlines()
@@ -153,7 +158,7 @@ def test_a_start_that_fails_fails_for_systemctl_too_and_the_journal_has_the_trac
     service.install("raise ValueError('no such luck')", drop_in="[Service]\nRestart=no\n")
     assert service.machine.run("systemctl", "start", service.unit).returncode == 1
     assert service.state == "failed"
-    said = service.machine.check("journalctl", f"--unit={service.unit}", "--output=cat")
+    said = service.journal()
     assert "ValueError: no such luck" in said
     assert service.leftovers() == []
 
@@ -176,7 +181,7 @@ def test_a_reload_that_fails_leaves_the_daemon_running_and_says_so(service: Serv
     pid = service.start()
     assert service.machine.run("systemctl", "reload", service.unit).returncode == 1
     assert (service.state, service.main_pid) == ("active", pid)
-    assert "bad threshold" in service.machine.check("journalctl", f"--unit={service.unit}", "--output=cat")
+    assert "bad threshold" in service.journal()
 
 
 def test_reexec_runs_new_code_under_the_same_main_pid(service: Service) -> None:
@@ -246,7 +251,7 @@ def test_stopped_it_leaves_nothing(service: Service) -> None:
     assert service.state == "inactive"
     assert service.machine.unit_property(service.unit, "Result") == "success"
     assert service.leftovers() == []
-    said = service.machine.check("journalctl", f"--unit={service.unit}", "--output=cat")
+    said = service.journal()
     assert "stop hook" in said
     assert "Killing process" not in said
 
@@ -277,7 +282,7 @@ def begin():
 """
     )
     service.start()
-    lines = service.machine.check("journalctl", f"--unit={service.unit}", "--output=json").splitlines()
+    lines = service.journal("json").splitlines()
     entries = [json.loads(line) for line in lines]
     own = [entry for entry in entries if entry.get("_TRANSPORT") == "stdout"]
     found = {entry["MESSAGE"]: int(entry["PRIORITY"]) for entry in own}
