@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+HOOK_GRACE: Final = 5.0  # seconds that `stop` hooks have after the code in hand had to be interrupted
 LAST_RESORT: Final = 3  # StopNow raised so often and still not out: the user's code swallows it
 
 

@@ -17,7 +17,7 @@ from daemonkit.core import timerfd
 from daemonkit.core.job import Job, Policy
 from daemonkit.core.schedule import Cron, Every
 from daemonkit.core.signals import TERMINATION, WAKING
-from daemonkit.core.stop import StopNow
+from daemonkit.core.stop import HOOK_GRACE, StopNow
 from daemonkit.errors import DaemonkitError, told
 from daemonkit.master.parts import Parts
 from daemonkit.master.status import describe
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("daemonkit")
 
-HOOK_GRACE: Final = 5.0  # seconds that `stop` hooks have after the code in hand had to be interrupted
 DEFAULT_SIGNALS: Final = (
     signal.SIGTERM,
     signal.SIGINT,

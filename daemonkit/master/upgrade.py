@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from daemonkit.core.logs import flush_streams
 from daemonkit.core.loop import READ
 from daemonkit.core.signals import WAKING
+from daemonkit.core.stop import HOOK_GRACE
 from daemonkit.errors import told
 from daemonkit.handover import Generation, JobState
 
@@ -109,6 +110,8 @@ class Upgrade:
         log.info("executing the new code")
         hooks = master.script.handlers.get("stop")
         master.end_children()
+        options = master.configuration.options  # from here to the new code nobody feeds the watchdog
+        parts.notifier.extend_timeout(options.graceful_timeout + HOOK_GRACE + options.ready_timeout)
         master.wind_up()
         parts.timer.disarm()
         parts.signals.block_all()

@@ -603,8 +603,9 @@ def test_row_19_a_hundred_thousand_jobs_are_registered_run_shown_and_stopped(box
         """
     )
     box.await_log("all have run once", 2)
-    status = box.status()
-    assert len(status["jobs"]) == 100_001, status.get("note")
+    until = time.monotonic() + 2 * PATIENCE
+    while len((status := box.status())["jobs"]) != 100_001:  # the command may not have had the time for so many
+        assert time.monotonic() < until, (len(status["jobs"]), status.get("note"))
     assert sum(job["runs"] for job in status["jobs"] if job["name"] != "tick") == 100_000
     assert status["memory"] < 400 << 20
     assert box.call("kill", "beat").stdout == f"beat was stopped, pid {pid}\n"

@@ -206,6 +206,16 @@ def test_the_watchdog_is_fed_on_after_a_reexec(service: Service) -> None:
     assert (service.state, service.main_pid) == ("active", pid)
 
 
+def test_between_old_and_new_code_the_watchdog_waits_as_long_as_both_may_take(service: Service) -> None:
+    service.install(
+        BEATS.replace("def stopped(): ", "def stopped(): time.sleep(3); ") + "@every(0.1)\ndef tick(): pass\n"
+    )
+    pid = service.start()
+    service.machine.check("daemonkit", "reexec", service.name)
+    assert (service.state, service.main_pid) == ("active", pid)
+    assert service.machine.unit_property(service.unit, "NRestarts") == "0"
+
+
 def test_a_job_that_hangs_is_bitten_by_the_watchdog_and_the_daemon_restarted(service: Service) -> None:
     service.install(
         f"""
