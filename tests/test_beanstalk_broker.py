@@ -57,7 +57,8 @@ def pair(tmp_path: Path) -> Iterator[tuple[Beanstalkd, Beanstalkd]]:
 
 
 @pytest.fixture
-def both(pair: tuple[Beanstalkd, Beanstalkd]) -> Iterator[BeanstalkBroker]:
+def both(pair: tuple[Beanstalkd, Beanstalkd], monkeypatch: pytest.MonkeyPatch) -> Iterator[BeanstalkBroker]:
+    monkeypatch.setattr("daemonkit.queue.beanstalkbroker._BESIDE_OTHERS", PATIENCE)  # a disk may be slow
     made = BeanstalkBroker("beanstalk://one,two", [str(each.socket) for each in pair])
     yield made
     made.close()
@@ -227,7 +228,6 @@ def test_when_a_server_is_killed_the_other_goes_on_and_what_it_is_to_know_is_tol
     found = both.exchange([Delete(each) for each in held], {"mail": 20}, 20)
     assert found.lost == []
     assert found.due is not None
-    assert found.due > 0
     alive = len(found.reserved)
     assert both.exchange([Delete(each) for each in found.reserved], {}, 0).lost == []
     pair[0].start()
@@ -362,7 +362,7 @@ def test_a_waiter_that_has_no_room_any_more_lets_go(broker: BeanstalkBroker, oth
 
 
 def test_what_the_server_gives_by_its_own_clock_wakes_who_waits(broker: BeanstalkBroker) -> None:
-    broker.put("mail", NewTask(b"x", delay=1))
+    broker.put("mail", NewTask(b"x", delay=2))
     assert broker.exchange((), {"mail": 1}, 1).due is None
     assert select.select([broker.watch()], [], [], PATIENCE)[0]
     broker.drain()
@@ -375,13 +375,16 @@ def test_what_was_to_be_ready_soon_at_a_server_that_is_killed_is_no_hurry(
     both.put("mail", NewTask(b"x"))
     (found,) = both.reserve("mail")
     assert both.release(found, 0.9)
-    server = next(each for each in pair if b"current-jobs-delayed: 1" in each.command(b"stats"))
+    instance = found.id.partition("-")[2]
+    server = next(each for each in pair if instance.encode() in each.command(b"stats"))
     server.kill()
-    until = time.monotonic() + 1
+    until, looks = time.monotonic() + 1, 0
     while time.monotonic() < until:
         due = both.exchange((), {"mail": 1}, 1).due  # when it is tried again whether the server can be reached
-        assert due
+        assert due is not None
+        looks += 1
         select.select([], [], [], due)
+    assert looks < 9
     server.start()
     while not (again := both.reserve("mail")):
         select.select([], [], [], 0.1)
@@ -480,19 +483,22 @@ def test_what_a_restart_has_given_back_is_told_at_once(server: Beanstalkd, broke
     assert [each.body for each in found.reserved] == [b"1", b"2"]
 
 
-def test_a_server_that_hangs_is_named_and_the_others_go_on(
-    pair: tuple[Beanstalkd, Beanstalkd], both: BeanstalkBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for n in range(4):
-        both.put("mail", NewTask(b"%d" % n))
-    pair[0].signal(signal.SIGSTOP)
-    try:
-        found = both.exchange((), {"mail": 4}, 4)
-    finally:
-        pair[0].signal(signal.SIGCONT)
-    assert len(found.reserved) == 2
-    assert f"{pair[0].socket}: no reply within 3 s" in (found.trouble or "")
-    assert both.exchange([Delete(each) for each in found.reserved], {}, 0).lost == []
+def test_a_server_that_hangs_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with beanstalkd(tmp_path / "one") as one, beanstalkd(tmp_path / "two") as two:  # which wait for no disk
+        both = BeanstalkBroker("beanstalk://one,two", [str(one.socket), str(two.socket)])
+        for n in range(4):
+            both.put("mail", NewTask(b"%d" % n))
+        one.signal(signal.SIGSTOP)
+        try:
+            found = both.exchange((), {"mail": 4}, 4)
+        finally:
+            one.signal(signal.SIGCONT)
+        assert len(found.reserved) == 2
+        assert f"{one.socket}: no reply within 3 s" in (found.trouble or "")
+        assert both.exchange([Delete(each) for each in found.reserved], {}, 0).lost == []
+        both.close()
 
 
 def test_a_put_that_a_signal_handler_ends_leaves_no_reply_for_the_next(
@@ -509,8 +515,8 @@ def test_a_put_that_a_signal_handler_ends_leaves_no_reply_for_the_next(
     server.signal(signal.SIGSTOP)
     go_on = threading.Timer(0.3, server.signal, (signal.SIGCONT,))
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(Up):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
             broker.put("mail", NewTask(b"2"))
         go_on.start()
         id = broker.put("mail", NewTask(b"3"))

@@ -143,7 +143,8 @@ class BeanstalkBroker(Broker):
     def _until_look(self) -> float | None:
         """Seconds until a server is to be asked again that was lost, or will not wake us; None: there is none."""
         now = time.monotonic()
-        left = [server.line.retry_at - now for server in self._servers if server.line.retry_at > now]
+        # Its moment may have come since it was left out.
+        left = [max(server.line.retry_at - now, 0) for server in self._servers if server.line.trouble]
         left += [_SOON for server in self._servers if server.is_late]
         left += [max(server.next_ripe - now, 0) for server in self._servers if server.next_ripe is not None]
         return min(left, default=None)
