@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import shutil
@@ -101,10 +102,10 @@ class Beanstalkd:
                 wait_until(str(self.path), lambda: self.socket.exists() or None, 0.05)
 
     def command(self, *lines: bytes) -> bytes:
-        """What it answers to commands, raw; the first answer as far as it comes at once."""
-        with self._connected() as sock:
-            sock.sendall(b"".join(line + b"\r\n" for line in lines))
-            return sock.recv(65536)
+        """What it answers to commands, raw, when all of them are done: then it closes the connection, as told."""
+        with self._connected() as sock, sock.makefile("rb") as reader:
+            sock.sendall(b"".join(line + b"\r\n" for line in (*lines, b"quit")))
+            return reader.read()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """kill -9."""
@@ -206,10 +207,19 @@ def redis_server(path: Path, *options: str) -> Iterator[RedisServer]:
         server.kill()
 
 
+# Below those that the kernel gives to whoever asks for any (net.ipv4.ip_local_port_range): a port is to stay free until
+# its server has started, and while that is down.  Other processes that run tests begin elsewhere.
+_ports = itertools.count(15000 + os.getpid() % 280 * 60)
+
+
 def free_ports(count: int) -> list[int]:
     """Of this host, which nobody listens at."""
-    with contextlib.ExitStack() as stack:
-        return [int(stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]) for _ in range(count)]
+    found: list[int] = []
+    while len(found) < count:
+        port = next(_ports)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+    return found
 
 
 @contextlib.contextmanager

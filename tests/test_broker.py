@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from brokers import RedisServer, beanstalkd, broker_server, redis_server
+from brokers import Beanstalkd, RedisServer, beanstalkd, redis_server
 from harness import PATIENCE
 
 from daemonkit.errors import BrokerError, UsageError
@@ -22,6 +22,7 @@ from daemonkit.queue.connect import connect as connect_to
 
 Connect = Callable[[], Broker]
 LONG = 2.0**31  # seconds
+MILLISECONDS = 0.01  # seconds: moments are rounded, and clocks set right meanwhile
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +161,7 @@ def test_what_is_deleted_is_gone_and_a_second_time_it_is_no_longer_ours(broker: 
 
 
 def test_who_is_too_late_changes_nothing(broker: Broker) -> None:
-    broker.put("mail", NewTask(b"", ttr=0.02))
+    broker.put("mail", NewTask(b"", ttr=3 if broker.url.startswith("beanstalk") else 0.02))  # that looks by itself
     late = reserve(broker)
     now = reserve(broker)  # its ttr is up
     assert now.id == late.id
@@ -179,11 +180,12 @@ def test_a_touch_lets_the_ttr_begin_anew(broker: Broker) -> None:
     found = reserve(broker)
     broker.put("mail", NewTask(b"", delay=1))
     reserve(broker)
+    touched = time.monotonic()
     assert broker.touch(found)
     task = broker.peek(found.id)
     assert task is not None
     assert task.left is not None
-    assert task.left > 9.1
+    assert task.left > 10 - (time.monotonic() - touched) - MILLISECONDS
 
 
 def test_what_is_released_comes_again_and_only_with_a_reason_as_a_failure(broker: Broker) -> None:
@@ -214,10 +216,14 @@ def test_a_task_keeps_its_id_and_its_counts_whatever_becomes_of_it(broker: Broke
 
 
 def test_a_delay_keeps_a_task_until_then(broker: Broker) -> None:
-    id = broker.put("mail", NewTask(b"", delay=1))
+    other = broker.put("mail", NewTask(b"", delay=LONG))
     assert broker.reserve("mail") == []
     assert count(broker, State.DELAYED) == 1
+    assert broker.delete_task(other)
+    began = time.monotonic()
+    id = broker.put("mail", NewTask(b"", delay=1))
     found = reserve(broker)
+    assert time.monotonic() - began >= 1 - MILLISECONDS
     assert broker.release(found, delay=LONG)
     assert broker.reserve("mail") == []
     task = broker.peek(id)
@@ -233,12 +239,13 @@ def test_what_goes_back_for_a_part_of_a_second_is_there_right_after_it(broker: B
     (found,) = broker.reserve("mail")
     for times in range(1, 10):
         began = time.monotonic()
-        left = broker.exchange([Release(found, 0.2, reason)], {"mail": 1}, 1).due
-        assert left is not None
-        assert left <= 0.2
-        found = reserve(broker)
+        looked = broker.exchange([Release(found, 0.2, reason)], {"mail": 1}, 1)
+        if not looked.reserved:  # or it took so long
+            assert looked.due is not None
+            assert looked.due <= 0.2
+        found = looked.reserved[0] if looked.reserved else reserve(broker)
         took = time.monotonic() - began
-        assert took >= 0.2
+        assert took >= 0.2 - MILLISECONDS
         assert (found.body, found.priority, found.failures) == (b"x", 7, 0 if reason is None else times)
         if took < 0.9:  # beanstalkd alone knows of whole seconds
             return
@@ -365,9 +372,10 @@ def test_a_paused_queue_hands_out_nothing_and_others_do_and_all_see_it(connect: 
 
 def test_a_pause_ends_by_itself_and_that_is_a_due_time(broker: Broker) -> None:
     broker.put("mail", NewTask(b"m"))
+    began = time.monotonic()
     broker.pause("mail", 1)
-    assert broker.reserve("mail") == []
     assert reserve(broker).body == b"m"
+    assert time.monotonic() - began >= 1 - MILLISECONDS
     assert [each.paused for each in broker.stats()] == [None]
 
 
@@ -475,8 +483,9 @@ def test_row_30_a_server_that_answers_no_more_is_given_up_in_time_and_taken_up_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     """As behind a firewall that drops what we send."""
-    monkeypatch.setattr(f"daemonkit.queue.{engine}.TIMEOUT", 1.5)
-    with broker_server(engine, tmp_path) as server:
+    monkeypatch.setattr(f"daemonkit.queue.{engine}.TIMEOUT", 3)
+    server: RedisServer | Beanstalkd
+    with redis_server(tmp_path) if engine == "redis" else beanstalkd(tmp_path) as server:  # which wait for no disk
         broker = connect_to(server.url)
         broker.put_many("mail", [NewTask(b"1"), NewTask(b"2")])
         (held,) = broker.reserve("mail")

@@ -299,17 +299,21 @@ def test_after_a_fail_over_the_sentinels_lead_to_the_new_master(tmp_path: Path) 
         replica = ["--port", str(second), "--bind", "127.0.0.1", "--replicaof", "127.0.0.1", str(first)]
         two = stack.enter_context(redis_server(tmp_path / "two", *replica, "--repl-diskless-sync-delay", "0"))
         options = (str(configuration), "--sentinel", "--port", str(watch), "--bind", "127.0.0.1")
-        stack.enter_context(redis_server(tmp_path / "sentinel", *options))
+        sentinel = stack.enter_context(redis_server(tmp_path / "sentinel", *options))
         before = os.listdir("/proc/self/fd")
         broker = stack.enter_context(contextlib.closing(connect(f"sentinel://127.0.0.1:{watch}/mails/0")))
         ids = broker.put_many("mail", [NewTask(b"%d" % n) for n in range(5)])
         assert len(broker.reserve("mail", count=2)) == 2
         until = time.monotonic() + PATIENCE
-        while b"master_link_status:up" not in two.command("INFO", "replication") or (
-            two.command("ZCARD", "{daemonkit}:ready:mail") != b":3\r\n"
+        while (
+            b"master_link_status:up" not in two.command("INFO", "replication")
+            or two.command("ZCARD", "{daemonkit}:ready:mail") != b":3\r\n"
+            or b",slaves=1," not in sentinel.command("INFO", "sentinel")  # it asks the master every ten seconds
         ):
             assert time.monotonic() < until
+            select.select([], [], [], 0.05)
         one.kill()
+        until = time.monotonic() + PATIENCE
         while True:
             try:
                 found = broker.reserve("mail", count=9)

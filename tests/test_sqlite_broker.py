@@ -52,7 +52,7 @@ broker = SqliteBroker({path!r})
         capture_output=True,
         text=True,
         check=False,
-        timeout=PATIENCE,
+        timeout=4 * PATIENCE,  # some put much, and each put waits for the disk
     )
     assert done.stderr == ""
     return done.stdout.strip()
