@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ def test_what_was_done_is_printed_for_programs_as_well(box: Box, url: str) -> No
 
 def test_empty_asks_first_and_deletes_only_what_is_named(box: Box) -> None:
     run(box, "put", "mail", "a")
-    run(box, "put", "mail", "b", "--delay", "9")
+    run(box, "put", "mail", "b", "--delay", "1h")
     assert box.call("queue", "empty", "mail", input="n\n").returncode == 130
     done = box.call("queue", "empty", "mail", "--state", "delayed", input="y\n")
     assert done.stdout.endswith("deleted 1 task(s) of mail\n")
@@ -172,10 +173,11 @@ def test_why_names_the_consumer_and_what_it_does(box: Box) -> None:
     run(box, "put", "mail", '{"task": "wait"}')
     run(box, "put", "mail", '{"task": "wait"}')
     broker = SqliteBroker(str(box.run_dir / "queue.db"))
-    while not broker.peek_state("mail", State.RESERVED):
-        broker.drain()
+    until, consumer = time.monotonic() + PATIENCE, None
+    while not broker.peek_state("mail", State.RESERVED) or consumer is None:
+        assert time.monotonic() < until
+        consumer = next(each["pid"] for each in box.status()["children"] if each["name"] == "consumer mail")
     broker.close()
-    consumer = next(each["pid"] for each in box.status()["children"] if each["name"] == "consumer mail")
     being_done = run(box, "why", "1")
     assert f".{consumer}." in being_done
     assert "attempt 1; if that is not heard of any more, it is given back in" in being_done

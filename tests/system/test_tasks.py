@@ -75,19 +75,20 @@ class Mailer:
 
     def await_broker(self, look: Callable[[], bool]) -> None:
         """Sleep until ``look`` is true, which may become so with any change of the queue."""
-        fd, until = self.broker.watch(), time.monotonic() + PATIENCE
+        until = time.monotonic() + PATIENCE
+        self.broker.watch()
         self.broker.drain()
         while not look():
             assert time.monotonic() < until, self.broker.stats()
-            select.select([fd], [], [], PATIENCE)
+            select.select([self.broker.watch()], [], [], 1)  # a writer tells before it counts, and the disk may be slow
             self.broker.drain()
 
     def await_broker_of(self, broker: Broker, look: Callable[[], bool]) -> None:
         """The same, of another broker."""
-        fd, until = broker.watch(), time.monotonic() + PATIENCE
+        until = time.monotonic() + PATIENCE
         while not look():
             assert time.monotonic() < until, broker.stats()
-            select.select([fd], [], [], 0.1)  # a deletion wakes nobody
+            select.select([broker.watch()], [], [], 0.1)  # a deletion wakes nobody
             broker.drain()
 
     def await_empty(self) -> None:
@@ -102,6 +103,12 @@ class Mailer:
 
     def buried(self, queue: str = "default") -> list[Task]:
         return self.broker.peek_state(queue, State.BURIED, 100)
+
+    def await_status(self, text: str) -> None:
+        """Ask until ``text`` stands in the status: what a process tells the master comes after what it logs."""
+        until = time.monotonic() + PATIENCE
+        while text not in (status := self.box.call("status", "beat").stdout):
+            assert time.monotonic() < until, status
 
     def consumer(self) -> int:
         """Its PID, once it is there: a start does not wait for it."""
@@ -367,7 +374,10 @@ def test_row_32_a_task_that_takes_too_long_is_killed_with_what_it_has_started(bo
     mailer.push(call("hang"))
     mailer.start()
     (task,) = mailer.await_buried()
-    assert not Path(f"/proc/{int(mailer.out.read_text())}/exe").exists()
+    while not mailer.out.read_text():  # it was killed before it came to say that
+        assert mailer.broker.kick_task(task.id)
+        (task,) = mailer.await_buried()
+    await_end(int(mailer.out.read_text()))
     assert task.reason is not None
     assert task.reason.startswith("took longer than its timeout, 0.3 s (pid ")
 
@@ -409,10 +419,11 @@ def test_a_soft_timeout_is_raised_in_the_task_which_may_tidy_up(box: Box, make: 
     mailer = make(
         """
         from daemonkit.errors import TaskTimeout
-        @task(soft_timeout=0.1, timeout=60, max_retries=0)
+        @task(soft_timeout=0.1, timeout=60, max_retries=50, backoff=0.01)  # it may be raised before it is awaited
         def slow():
             try:
-                signal.pause(), signal.pause()
+                while True:
+                    time.sleep(0.01)
             except TaskTimeout:
                 note("tidied up")
                 raise
@@ -436,11 +447,11 @@ def test_a_task_runs_longer_than_its_ttr_and_nobody_else_gets_it(box: Box, make:
         "--concurrency",
         "3",
     )
-    id = mailer.push(call("wait", str(box.path / "gate")), ttr=1.5)
+    id = mailer.push(call("wait", str(box.path / "gate")), ttr=3)
     mailer.start()
     mailer.await_out("begun")
-    mailer.push(b"{}", delay=3)
-    mailer.await_buried()  # three seconds have passed
+    mailer.push(b"{}", delay=5)
+    mailer.await_buried()  # five seconds have passed
     task = mailer.broker.peek(id)
     assert task is not None
     assert (task.state, task.reserves, task.timeouts) == (State.RESERVED, 1, 0)
@@ -575,17 +586,23 @@ def memory_kills(group: Path) -> int:
     return int(events.read_text().split("oom_kill ")[1].split()[0])
 
 
-def test_row_32_no_task_begins_for_which_there_is_no_memory(box: Box, make: Make, small_box: Path) -> None:
-    mailer = make("@task(max_retries=0)\ndef fat(): x = bytearray(10_000_000); time.sleep(0.3); note('done')\n")
-    mailer.broker.put_many("default", [NewTask(call("fat"))] * 30)
+def test_row_32_no_task_begins_for_which_there_is_no_memory(box: Box, make: Make, gate: Gate, small_box: Path) -> None:
+    mailer = make(
+        """
+        @task(max_retries=0)
+        def fat(path): x = bytearray(10_000_000); wait_for(path); time.sleep(0.3); note("done")
+        """
+    )
+    mailer.broker.put_many("default", [NewTask(call("fat", str(box.path / "gate")))] * 30)
     options = ("--concurrency", "100", "--min-free-memory", "40M", str(box.path / "beat.py"))
     enter = f'echo $$ > {small_box}/cgroup.procs && exec "$@"'
     started = subprocess.run(["sh", "-c", enter, "-", *box.command("start", *options)], env=box.environ, check=False)
     assert started.returncode == 0
+    box.await_log("no task is begun until there is memory")
+    gate.open()
     mailer.await_out("done", 30)
     mailer.await_empty()
     assert memory_kills(small_box) == 0
-    assert "no task is begun until there is memory" in box.log.read_text()
     assert box.call("kill", "beat").returncode == 0
 
 
@@ -634,10 +651,13 @@ def test_no_more_are_reserved_than_can_begin_soon(box: Box, make: Make, gate: Ga
     mailer = make("@task\ndef wait(path): note('begun'); wait_for(path)\n", "--concurrency", "300")
     mailer.broker.put_many("default", [NewTask(call("wait", str(box.path / "gate")))] * 300)
     mailer.start()
+    mailer.await_out("begun")
+    server = next(pid for pid, title in box.processes().items() if title == "beat: consumer default: fork server")
     while (reserved := sum(each.reserved for each in mailer.broker.stats())) < 300:
         begun = len(mailer.out.read_text().split())
-        assert reserved - begun <= 150  # 32 of them wait to be forked, and some have not come to say so yet
-        mailer.await_out("begun", begun + 1)
+        forked = len(Path(f"/proc/{server}/task/{server}/children").read_text().split())  # none has ended
+        assert reserved - forked <= 32
+        mailer.await_out("begun", min(begun + 1, 300))
     gate.open()
     mailer.await_empty()
 
@@ -651,7 +671,7 @@ def test_a_stop_lets_tasks_finish_and_gives_back_what_does_not_in_time(box: Box,
         def long(): note("begun"); signal.pause()
         """,
         "--graceful-timeout",
-        "2",
+        "5",
         "--concurrency",
         "2",
     )
@@ -706,12 +726,19 @@ def test_a_full_queue_with_something_due_makes_no_busy_consumer(box: Box, make: 
     mailer.start()
     mailer.await_out("begun")
     time.sleep(0.3)  # the second one is due
-    consumer = mailer.consumer()
-    before = Path(f"/proc/{consumer}/status").read_text()
-    time.sleep(0.5)
-    after = Path(f"/proc/{consumer}/status").read_text()
-    switches = [int(text.split("voluntary_ctxt_switches:")[1].split()[0]) for text in (before, after)]
-    assert switches[1] - switches[0] < 5
+    consumer = Path(f"/proc/{mailer.consumer()}/status")
+
+    def switches() -> int:
+        return int(consumer.read_text().split("voluntary_ctxt_switches:")[1].split()[0])
+
+    counts = [switches()]
+    for _ in range(6):  # it may still be busy with the first
+        time.sleep(0.5)
+        counts.append(switches())
+        if counts[-1] - counts[-2] < 5:
+            break
+    else:
+        pytest.fail(f"it is busy: {counts}")
     gate.open()
 
 
@@ -917,7 +944,7 @@ def test_row_30_a_broker_that_is_killed_and_comes_again_loses_nothing_that_was_a
         server.kill()
         box.await_log("tried again until it can be reached")
         broker.close()
-        assert [each["doing"][:12] for each in box.status()["children"] if each.get("doing")] == ["broker lost:"]
+        mailer.await_status("  consumer default: broker lost: ")
         server.start()
         if isinstance(server, RedisServer):
             server.command("LPUSH", "default", call("say", 40).decode())
@@ -929,7 +956,7 @@ def test_row_30_a_broker_that_is_killed_and_comes_again_loses_nothing_that_was_a
         broker = connect(server.url)
         mailer.await_broker_of(broker, lambda: not broker.stats())
         broker.close()
-        assert f"  consumer default: broker {server.url}\n" in box.call("status", "beat").stdout + "\n"
+        mailer.await_status(f"  consumer default: broker {server.url}\n")
         assert box.call("kill", "beat").returncode == 0
 
 
@@ -994,7 +1021,7 @@ def test_row_33_on_a_full_disk_nothing_is_lost_and_with_room_all_is_done(box: Bo
         box.await_log("make room on the disk; tried again")
         with pytest.raises(BrokerFull, match="make room on the disk"):
             broker.put_many("default", [NewTask(b"y" * 1000)] * 100)
-        assert "make room on the disk" in box.call("status", "beat").stdout
+        mailer.await_status("make room on the disk")
         (disk / "filler").unlink()
         for n in range(100):
             mailer.await_out(f"said {n}\n")
@@ -1013,7 +1040,7 @@ def test_a_consumer_announces_itself_also_in_a_new_file(box: Box, make: Make, mo
         mailer.await_out("said 1")
         mailer.await_broker_of(broker, lambda: not broker.stats())
     for suffix in ("-lock", "-shm", "", "-wal"):  # the last is what it watches
-        (box.path / f"queue.db{suffix}").unlink()
+        (box.path / f"queue.db{suffix}").unlink(missing_ok=True)  # the consumer may have closed it, and so removed that
     with contextlib.closing(connect(f"sqlite:{path}")) as broker:
         broker.put("default", NewTask(call("say", 2)))
         mailer.await_out("said 2")
@@ -1027,7 +1054,7 @@ def test_row_33_a_damaged_file_is_told_and_a_new_one_is_used_when_it_is_moved_aw
     path.chmod(0o600)
     mailer.start()
     box.await_log("it is no SQLite file, or damaged: move it away")
-    assert "broker lost" in box.call("status", "beat").stdout
+    mailer.await_status("broker lost")
     path.rename(box.path / "damaged.db")
     with contextlib.closing(connect(f"sqlite:{path}")) as broker:
         broker.put("default", NewTask(call("say", 1)))
@@ -1048,7 +1075,8 @@ def test_the_mailer_sends_what_python_and_php_have_put(box: Box, tmp_path: Path)
         subprocess.run([sys.executable, "-c", program], cwd=box.path, env=environ, check=True)
         php = ["php", str(EXAMPLES / "produce.php"), str(server.socket), "0", "ä@b.c", "from PHP"]
         assert subprocess.run(php, capture_output=True, text=True, check=True).stdout == "pushed\n"
-        log = box.await_log("from ", 2)
+        box.await_log("from Python")
+        log = box.await_log("from PHP")
         assert "mail to a@b.c, attempt 1:" in log
         assert "mail to ä@b.c, attempt 1:" in log
         assert box.call("kill", "mailer").returncode == 0
@@ -1058,7 +1086,7 @@ PREFORK = """
 from daemonkit import current_task
 @task("quick", mode="prefork", concurrency=2, max_retries=1, backoff=0.01, ttr=5, keep_result=60)
 def square(n): note("square", n, os.getpid()); return n * n
-@task("quick", mode="prefork", concurrency=2, max_retries=0, ttr=5, timeout=0.2)
+@task("quick", mode="prefork", concurrency=2, max_retries=0, ttr=5, timeout=2)
 def misbehave(how):
     note(how, os.getpid())
     if how == "raise": raise ValueError("no route")
@@ -1067,8 +1095,9 @@ def misbehave(how):
     if how == "exit": sys.exit(3)
 @task("quick", mode="prefork", concurrency=2, ttr=60)
 def wait(path):
+    began = time.monotonic()
     current_task.progress({"half": True})
-    current_task.progress("too soon to be told")
+    if time.monotonic() < began + 1: current_task.progress("too soon to be told")
     wait_for(path)
 @task("slow")
 def forked(): note("forked", os.getpid())
@@ -1108,7 +1137,7 @@ def test_what_misbehaves_in_a_kept_process_is_told_and_the_next_task_is_done(box
     for how, reason in (
         ("raise", "ValueError: no route"),
         ("exit", "SystemExit: 3"),
-        ("hang", "TaskTimeout: not done after its time-out, 200ms"),
+        ("hang", "TaskTimeout: not done after its time-out, 2s"),
     ):
         mailer.push(call("misbehave", how), "quick")
         task = mailer.await_buried(1, "quick")[0]
@@ -1124,15 +1153,15 @@ def test_what_misbehaves_in_a_kept_process_is_told_and_the_next_task_is_done(box
 def test_a_task_that_hangs_in_a_kept_process_has_no_other_done_again(box: Box, make: Make) -> None:
     mailer = make(
         """
-        @task("quick", mode="prefork", concurrency=2, max_retries=0, ttr=3)
+        @task("quick", mode="prefork", concurrency=2, max_retries=0, ttr=10)
         def quick(n): note("quick", n)
-        @task("quick", mode="prefork", concurrency=2, max_retries=0, ttr=3)
+        @task("quick", mode="prefork", concurrency=2, max_retries=0, ttr=10)
         def hang(): time.sleep(60)
         """
     )
-    mailer.broker.put_many("quick", [NewTask(call("quick", n), ttr=3) for n in range(100)])
-    mailer.push(call("hang"), "quick", ttr=3)
-    mailer.broker.put_many("quick", [NewTask(call("quick", n), ttr=3) for n in range(100, 200)])
+    mailer.broker.put_many("quick", [NewTask(call("quick", n), ttr=10) for n in range(100)])
+    mailer.push(call("hang"), "quick", ttr=10)
+    mailer.broker.put_many("quick", [NewTask(call("quick", n), ttr=10) for n in range(100, 200)])
     mailer.start()
     (task,) = mailer.await_buried(1, "quick")
     assert "TaskTimeout: not done after its time-out" in str(task.reason)
@@ -1158,9 +1187,9 @@ def test_a_time_out_that_comes_while_progress_is_told_is_raised_right_after_it(m
         """
         import subprocess
         from daemonkit import current_task
-        @task("quick", mode="prefork", max_retries=0, soft_timeout=0.5)
+        @task("quick", mode="prefork", max_retries=0, soft_timeout=2)
         def slow(lock):
-            other = subprocess.Popen(["flock", lock, "sh", "-c", "echo; exec sleep 1"], stdout=subprocess.PIPE)
+            other = subprocess.Popen(["flock", lock, "sh", "-c", "echo; exec sleep 3"], stdout=subprocess.PIPE)
             with other:
                 other.stdout.readline()
                 current_task.progress("the lock is another's")
@@ -1173,7 +1202,7 @@ def test_a_time_out_that_comes_while_progress_is_told_is_raised_right_after_it(m
     mailer.await_broker(lambda: [each[1:4] for each in mailer.broker.stats()] in ([], [(0, 0, 0)]))
     assert mailer.out.read_text() == ""
     (task,) = mailer.buried("quick")
-    assert "TaskTimeout: not done after its time-out, 500ms" in str(task.reason)
+    assert "TaskTimeout: not done after its time-out, 2s" in str(task.reason)
     assert task.progress == '"the lock is another\'s"'
 
 
@@ -1243,24 +1272,24 @@ def test_a_task_that_is_told_after_its_ttr_is_not_begun(box: Box, make: Make, be
         broker.put("news", NewTask(call("tell", "old news"), ttr=1))
         assert between.is_holding.wait(PATIENCE)
         found = await_late(broker, "news")
+        assert broker.delete(found)  # before its ttr is up again
         between.let_go.set()
         box.await_log("is no longer ours")
         assert mailer.out.read_text() == ""
-        assert broker.delete(found)
         broker.put("news", NewTask(call("tell", "new")))
         assert mailer.await_out("new") == ["new"]
     assert box.call("kill", "beat").returncode == 0
 
 
 def test_a_task_that_is_told_late_is_touched_in_time(box: Box, make: Make, gate: Gate, between: Between) -> None:
-    mailer = make("@task('news', ttr=5)\ndef tell(path, what): wait_for(path); note(what)\n", "--concurrency", "1")
+    mailer = make("@task('news', ttr=8)\ndef tell(path, what): wait_for(path); note(what)\n", "--concurrency", "1")
     mailer.start()
     with contextlib.closing(connect(f"unix://{between.server}")) as broker:
         between.hold = b"old news"
-        broker.put("news", NewTask(call("tell", str(box.path / "gate"), "old news"), ttr=5))
+        broker.put("news", NewTask(call("tell", str(box.path / "gate"), "old news"), ttr=8))
         assert between.is_holding.wait(PATIENCE)
-        until = time.monotonic() + 5.1
-        select.select([], [], [], 3.5)  # a third of its ttr later, that would be up
+        until = time.monotonic() + 8.1
+        select.select([], [], [], 5.5)  # a third of its ttr later, that would be up
         between.let_go.set()
         while (left := until - time.monotonic()) > 0:
             assert broker.reserve("news") == []
@@ -1315,6 +1344,8 @@ def test_tasks_that_tell_their_progress_without_end_hold_up_nobody(box: Box, mak
     for _ in range(3):
         mailer.push(call("calm"))
     mailer.await_out("calm", 3)
+    with contextlib.suppress(PermissionError):  # it has a second to give them back
+        os.setpriority(os.PRIO_PROCESS, mailer.consumer(), 0)
     assert box.call("kill", "beat").returncode == 0
     assert [each[:5] for each in mailer.broker.stats()] == [("default", 6, 0, 0, 0)]
 
@@ -1357,8 +1388,17 @@ def test_unique_means_the_same_call_also_with_a_default_that_json_does_not_have(
 def test_a_stop_gives_back_what_a_kept_process_has_not_begun(box: Box, make: Make, gate: Gate) -> None:
     mailer = make(
         """
+        def tell(number, frame, then):
+            then(number, frame)
+            note("told")
+
         @task(mode="prefork", concurrency=1, ttr=1000)
-        def step(path): note("step"); wait_for(path)
+        def step(path):
+            if path != os.devnull:
+                import functools
+                signal.signal(signal.SIGTERM, functools.partial(tell, then=signal.getsignal(signal.SIGTERM)))
+            note("step")
+            wait_for(path)
         """
     )
     mailer.broker.put_many("default", [NewTask(call("step", os.devnull))] * 50)
@@ -1366,11 +1406,11 @@ def test_a_stop_gives_back_what_a_kept_process_has_not_begun(box: Box, make: Mak
     mailer.start()
     mailer.await_out("step", 51)
     stopping = box.popen("kill", "beat")
-    box.await_log("stopping on SIGTERM")
+    mailer.await_out("told")
     gate.open()
     stopping.communicate(timeout=PATIENCE)
-    count = len(mailer.out.read_text().splitlines())
-    assert [each[1:5] for each in mailer.broker.stats()] == [(90 - count, 0, 0, 0)]
+    assert mailer.out.read_text().count("step") == 51
+    assert [each[1:5] for each in mailer.broker.stats()] == [(39, 0, 0, 0)]
     assert all(task.failures == 0 for task in mailer.broker.peek_state("default", State.READY, 99))
 
 
