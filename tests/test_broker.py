@@ -161,7 +161,7 @@ def test_what_is_deleted_is_gone_and_a_second_time_it_is_no_longer_ours(broker: 
 
 
 def test_who_is_too_late_changes_nothing(broker: Broker) -> None:
-    broker.put("mail", NewTask(b"", ttr=3 if broker.url.startswith("beanstalk") else 0.02))  # that looks by itself
+    broker.put("mail", NewTask(b"", ttr=0.02))
     late = reserve(broker)
     now = reserve(broker)  # its ttr is up
     assert now.id == late.id
