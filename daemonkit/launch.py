@@ -120,7 +120,7 @@ def _outlasts_stopping(pid_path: str) -> bool:
     """If the one that runs is on its way out, wait for its end, within bounds; tell whether it has ended."""
     with find(pid_path) or contextlib.nullcontext() as holder:
         if holder is None:
-            return False
+            return not inspect(pid_path).locked  # held for a moment, by a `kill` that removed what was left
         seen = board.read(holder.pid)
         return seen is not None and seen.state == "stopping" and holder.wait(STOPPING_TIME)
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
-from harness import Box
+from harness import PATIENCE, Box
+
+from daemonkit.core.pidfile import PidFile
 
 
 def test_fork_hooks_run_in_a_child_that_a_job_forks(box: Box) -> None:
@@ -65,6 +69,37 @@ def test_a_start_while_it_stops_waits_for_its_end_and_starts(box: Box) -> None:
         ending.communicate(timeout=30)
     gate.unlink()  # the second one need not wait at it
     assert box.pid() not in (None, pid)
+
+
+def test_a_start_that_meets_one_who_holds_the_pid_file_for_a_moment_starts(box: Box) -> None:
+    """As a `kill` on a slow machine does, when it removes what a daemon has left."""
+    pidfile = PidFile(str(box.run_dir / "beat.pid"))
+    pidfile.acquire(0, write_pid=False)
+    with box.popen("start", box.script("@every(60)\ndef w(): pass\n")) as starting:
+        await_watch(starting.pid)
+        pidfile.release()
+        out, _ = starting.communicate(timeout=60)
+    assert starting.returncode == 0, out
+    assert box.pid() is not None, out
+
+
+def await_watch(pid: int) -> None:
+    """Return when the process waits for a change of a file (inotify(7))."""
+    until = time.monotonic() + PATIENCE
+    while "anon_inode:inotify" not in links(pid):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def links(pid: int) -> set[str]:
+    """What its descriptors are."""
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.add(os.readlink(entry))
+        except FileNotFoundError:
+            continue
+    return found
 
 
 def test_a_job_whose_error_cannot_be_put_into_words_is_counted(box: Box) -> None:
