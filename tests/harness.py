@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,35 @@ class Box:
         """One job of ``status --json``."""
         found: dict[str, Any] = next(each for each in self.status(name)["jobs"] if each["name"] == job)
         return found
+
+    def await_status(self, holds: Callable[[dict[str, Any]], object], name: str = "beat") -> dict[str, Any]:
+        """Ask for the status, each time by a process, until what is said ``holds``; that status."""
+        until = time.monotonic() + PATIENCE
+        while not holds(answer := self.status(name)):
+            assert time.monotonic() < until, answer
+        return answer
+
+    def children(self, name: str = "beat") -> list[dict[str, Any]]:
+        """All rows of the children's table, once whoever is to run has a PID there.
+
+        A child may have logged a line before its fork server has told the master that there is one.
+        """
+
+        def are_forked(answer: dict[str, Any]) -> bool:
+            rows = answer.get("children")  # None: it was too busy to answer
+            return rows is not None and all(row["pid"] or row["state"] in ("backoff", "fatal") for row in rows)
+
+        rows: list[dict[str, Any]] = self.await_status(are_forked, name)["children"]
+        return rows
+
+    def await_child(self, child: str, state: str, name: str = "beat") -> dict[str, Any]:
+        """The row of ``child``, once it is in ``state`` and forked: it may work before the master has heard so."""
+
+        def found(answer: dict[str, Any]) -> list[dict[str, Any]]:
+            rows = answer.get("children", [])
+            return [row for row in rows if (row["name"], row["state"]) == (child, state) and row["pid"]]
+
+        return found(self.await_status(found, name))[0]
 
     def await_log(self, text: str, count: int = 1) -> str:
         """Sleep until ``text`` stands in the log ``count`` times; the whole log."""
