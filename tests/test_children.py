@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -52,6 +53,7 @@ def test_asking_a_server_that_is_gone_is_an_error_and_makes_no_row() -> None:
         asked = serving.started(SLEEP)
         serving.process.kill()
         serving.process.wait()
+        gc.collect()  # what other tests have left must not be closed meanwhile
         before = descriptors()
         for fds in ([], [0]):
             with pytest.raises(ForkServerLost, match="fork a child: the fork server has ended"):

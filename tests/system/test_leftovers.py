@@ -19,12 +19,11 @@ program("sleeper", ["sleep", "1000"])
 
 
 def children(box: Box) -> dict[str, int]:
-    return {child["name"]: child["pid"] for child in box.status()["children"]}
+    return {child["name"]: child["pid"] for child in box.children()}
 
 
 def test_children_without_a_master_are_ended_by_the_next_start(box: Box) -> None:
     master = box.start(WORKER)
-    box.await_log("ready")
     before = children(box)
     assert set(before) == {"fork server", "worker crunch-0", "worker crunch-1", "worker sleeper-0"}
     os.kill(before["fork server"], signal.SIGSTOP)  # so it cannot end them

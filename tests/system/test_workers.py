@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -40,7 +41,8 @@ def child(box: Box, name: str, daemon: str = "beat") -> dict[str, Any]:
 
 
 def pids(box: Box, daemon: str = "beat") -> dict[str, int]:
-    return {each["name"]: each["pid"] for each in box.status(daemon)["children"]}
+    """Who runs, once all that are to run do."""
+    return {each["name"]: each["pid"] for each in box.children(daemon)}
 
 
 def rewrite(box: Box, text: str) -> None:
@@ -109,14 +111,19 @@ def test_a_crash_loop_is_slowed_down_then_given_up_and_a_scale_tries_again(box: 
 
 
 def test_a_daemon_ends_with_code_1_when_an_essential_worker_is_given_up(box: Box) -> None:
+    os.mkfifo(gate := box.path / "gate")
     script = box.script(
-        """
+        f"""
         @worker(essential=True, max_restarts=1)
         def crunch(stop):
+            with open({str(gate)!r}, "rb", buffering=0) as file:
+                file.read(1)
             sys.exit(3)
 
         @worker
         def other(stop):
+            gate = os.open({str(gate)!r}, os.O_RDWR)
+            os.write(gate, b"..")  # only now may the first one fail, twice
             stop.wait()
             log.info("bye")
         """
@@ -151,7 +158,7 @@ def test_row_22_a_worker_that_ends_unasked_is_told_of_and_replaced(box: Box, bod
 def test_a_worker_that_writes_nonsense_into_all_that_is_open_is_no_harm_to_others(box: Box) -> None:
     box.start(
         """
-        @worker(heartbeat_timeout=1)
+        @worker(heartbeat_timeout=2)
         def good(stop):
             while not stop.wait(0.1):
                 pass
@@ -167,13 +174,13 @@ def test_a_worker_that_writes_nonsense_into_all_that_is_open_is_no_harm_to_other
                     os.write(fd, b"")
             log.info("written")
             stop.wait()
-        @after(3)
+        @after(4)
         def later():
-            log.info("three seconds later")
+            log.info("four seconds later")
         """
     )
     box.await_log("written")
-    log = box.await_log("three seconds later")
+    log = box.await_log("four seconds later")
     assert "hung" not in log
     assert child(box, "worker good-0")["restarts"] == 0
     assert child(box, "fork server")["state"] == "running"
@@ -247,17 +254,19 @@ def test_a_worker_that_is_not_ready_in_time_is_killed_and_replaced(box: Box) -> 
     assert "killed by SIGKILL" in log
 
 
+# A worker of a busy machine may well miss half a second: no test in which one must not hang has less than this.
 HEARTS = """
-@worker(heartbeat_timeout=0.5)
+@worker(heartbeat_timeout=2)
 def crunch(stop):
     stop.is_set()
     log.info("up")
     {}
 """
+HUNG = re.compile(r"worker crunch-0: hung: no heartbeat for [23]\.\d s")  # 2.5 s, and not much more
 
 
 def test_a_worker_that_hangs_is_killed_and_replaced(box: Box) -> None:
-    box.start(HEARTS.format("time.sleep(1000)"))
+    box.start(HEARTS.replace("timeout=2", "timeout=0.5").format("time.sleep(1000)"))
     log = box.await_log(": up", 2)
     assert "worker crunch-0: hung: no heartbeat for 0." in log
 
@@ -266,8 +275,7 @@ def test_row_22_a_worker_that_was_stopped_counts_as_hung(box: Box) -> None:
     box.start(HEARTS.format("stop.wait()"))
     box.await_log(": up")
     os.kill(pids(box)["worker crunch-0"], signal.SIGSTOP)
-    log = box.await_log(": up", 2)
-    assert "worker crunch-0: hung: no heartbeat for 0." in log
+    assert HUNG.search(box.await_log(": up", 2))
 
 
 def test_a_worker_that_works_is_not_taken_for_hung_while_the_master_is_busy(box: Box) -> None:
@@ -276,9 +284,9 @@ def test_a_worker_that_works_is_not_taken_for_hung_while_the_master_is_busy(box:
         + """
 @after(0.5)
 def busy():
-    time.sleep(2)
+    time.sleep(4)
     log.info("not busy any more")
-@after(1.5)
+@after(5.5)
 def later():
     log.info("later")
 """
@@ -289,14 +297,14 @@ def later():
 
 
 def test_a_worker_that_rests_is_not_taken_for_hung_but_one_that_works_again_is(box: Box) -> None:
-    box.start(HEARTS.format("stop.rest(); time.sleep(2); log.info('rested'); stop.is_set(); time.sleep(1000)"))
+    box.start(HEARTS.format("stop.rest(); time.sleep(4); log.info('rested'); stop.is_set(); time.sleep(1000)"))
     assert "hung" not in box.await_log("rested")
-    assert "worker crunch-0: hung: no heartbeat for 0." in box.await_log(": up", 2)
+    assert HUNG.search(box.await_log(": up", 2))
 
 
 def test_a_long_piece_of_work_with_heartbeats_of_its_own_is_no_hang(box: Box) -> None:
     box.start(
-        HEARTS.format("for _ in range(8): time.sleep(0.2); stop.heartbeat()\n    log.info('done')\n    stop.wait()")
+        HEARTS.format("for _ in range(16): time.sleep(0.2); stop.heartbeat()\n    log.info('done')\n    stop.wait()")
     )
     assert "hung" not in box.await_log("done")
 
@@ -467,7 +475,11 @@ def test_a_stubborn_worker_is_ended_by_its_stop_schedule_on_scale_down_and_on_st
 
 
 def test_when_kill_returns_nothing_is_left_also_of_many_that_were_killed(box: Box) -> None:
-    box.start("@worker(count=100, readiness=True)\ndef sleep(stop):\n    stop.ready()\n    time.sleep(1000)\n")
+    box.start(
+        "@worker(count=100, readiness=True)\n"
+        "def sleep(stop):\n    stop.ready()\n    log.info('up')\n    time.sleep(1000)\n"
+    )
+    box.await_log(": up")  # this one does not end by a TERM
     done = box.call("kill", "--timeout", "0", "beat")
     left = box.processes()
     assert (done.returncode, left) == (0, {})
@@ -499,8 +511,9 @@ def test_a_second_term_or_quit_ends_all_at_once(box: Box, urgent: signal.Signals
 # --- reload ---
 
 
+# A new one takes over when it says so, and not before: without readiness it is when it has lived for a second, too.
 SHOWING = """
-@worker(count=3{options})
+@worker(count=3, readiness=True{options})
 def crunch(stop, index):
     log.info("{word} %d", index)
     {body}
@@ -509,7 +522,7 @@ def crunch(stop, index):
 """
 
 
-def showing(word: str, body: str = "pass", options: str = "") -> str:
+def showing(word: str, body: str = "stop.ready()", options: str = "") -> str:
     return textwrap.dedent(SHOWING).format(word=word, body=body, options=options)
 
 
@@ -543,7 +556,7 @@ def test_each_replacement_waits_until_the_new_one_is_ready(box: Box) -> None:
     box.await_log("old", 3)
     before = pids(box)
     wait = f"open({str(box.path / 'gate')!r} + str(index)).close(); stop.ready()"
-    rewrite(box, showing("new", wait, ", readiness=True"))
+    rewrite(box, showing("new", wait))
     with box.popen("reload", "beat") as reload:
         for index in range(3):
             box.await_log(f"new {index}")
@@ -573,7 +586,7 @@ def test_a_new_worker_that_fails_takes_those_before_it_back_to_the_old_code(box:
     box.start(showing("old"))
     box.await_log("old", 3)
     before = pids(box)
-    rewrite(box, showing("new", "if index == 1: raise RuntimeError('not me')"))
+    rewrite(box, showing("new", "if index == 1: raise RuntimeError('not me')\n    stop.ready()"))
     done = box.call("reload", "beat")
     assert done.returncode == 1
     assert "RuntimeError: not me" in done.stderr
@@ -597,7 +610,7 @@ def test_a_new_worker_that_is_never_ready_is_a_failed_reload(box: Box) -> None:
     box.start(showing("old"), "--ready-timeout", "4")
     box.await_log("old", 3)
     before = pids(box)
-    rewrite(box, showing("new", options=", readiness=True"))
+    rewrite(box, showing("new", "pass"))
     done = box.call("reload", "beat")
     assert done.returncode == 1
     assert "worker crunch-0: was not ready within ready_timeout, 4 s" in done.stderr
@@ -608,7 +621,7 @@ def test_a_new_worker_that_is_worn_before_it_is_ready_is_a_failed_reload(box: Bo
     box.start(showing("old"))
     box.await_log("old", 3)
     before = pids(box)
-    worn = ", readiness=True, max_tasks=2, recycle_jitter=0"
+    worn = ", max_tasks=2, recycle_jitter=0"
     rewrite(box, showing("new", "while not stop.is_set(): pass", worn))
     done = box.call("reload", "beat")
     assert done.returncode == 1
@@ -625,7 +638,9 @@ def test_new_code_that_hangs_in_its_import_is_a_failed_reload(box: Box) -> None:
     assert done.returncode == 1
     assert "the new code was not loaded within ready_timeout, 4 s" in done.stderr
     assert pids(box) == before
-    assert not [title for title in box.processes().values() if "sleep" in title]
+    for pid, title in box.processes().items():
+        if "sleep" in title:
+            await_end(pid)  # it was sent KILL
 
 
 def test_new_code_without_the_worker_is_a_failed_reload(box: Box) -> None:
@@ -650,16 +665,19 @@ def test_a_worker_that_the_old_code_cannot_have_back_is_told(box: Box) -> None:
 def first(stop):
     if {{old}} and os.path.exists({flag!r}): raise ValueError("migrated already")
     if not {{old}}: open({flag!r}, "w").close()
+    log.info("first came up")
     stop.ready()
     stop.wait()
 
 @worker(readiness=True)
 def second(stop):
     if not {{old}}: raise KeyError("no second")
+    log.info("second came up")
     stop.ready()
     stop.wait()
 """
     box.start(script.format(old=True))
+    box.await_log("came up", 2)
     rewrite(box, script.format(old=False))
     done = box.call("reload", "beat")
     assert done.returncode == 1
@@ -741,7 +759,7 @@ def test_a_reload_finds_a_worker_that_waits_to_be_respawned(box: Box) -> None:
     rewrite(box, "@worker\ndef crunch(stop):\n    log.info('up'); stop.wait()\n")
     assert box.call("reload", "beat").returncode == 0
     assert child(box, "worker crunch-0")["state"] == "ready"
-    assert box.log.read_text().count("test: up") == 1
+    assert box.await_log("test: up").count("test: up") == 1
 
 
 def test_a_reload_during_a_reload_is_done_afterwards(box: Box) -> None:
@@ -749,7 +767,7 @@ def test_a_reload_during_a_reload_is_done_afterwards(box: Box) -> None:
     os.mkfifo(gate)
     box.start(showing("old"))
     box.await_log("old", 3)
-    rewrite(box, showing("new", f"index or open({str(gate)!r}).close()"))
+    rewrite(box, showing("new", f"index or open({str(gate)!r}).close(); stop.ready()"))
     with box.popen("reload", "beat") as first:
         box.await_log("new 0")
         rewrite(box, showing("newest"))
@@ -783,8 +801,8 @@ if os.path.exists({str(gate)!r}):
     box.await_file(begun)
     gate.unlink()
     with box.popen("trigger", "beat", "report") as trigger:
-        while "job report" not in pids(box):
-            assert trigger.poll() is None
+        box.await_status(lambda status: "job report" in [row["name"] for row in status.get("children", [])])
+        assert trigger.poll() is None
         assert box.call("reload", "beat").returncode == 0
         assert trigger.wait(60) == 1
     assert [(row["name"], row["state"]) for row in box.status()["children"]] == [
@@ -800,7 +818,7 @@ def test_a_stop_during_a_reload_ends_all(box: Box) -> None:
     os.mkfifo(gate)
     box.start(showing("old"), "--graceful-timeout", "1")
     box.await_log("old", 3)
-    rewrite(box, showing("new", f"open({str(gate)!r}).close(); stop.ready()", ", readiness=True"))
+    rewrite(box, showing("new", f"open({str(gate)!r}).close(); stop.ready()"))
     with box.popen("reload", "beat") as reload:
         box.await_log("new 0")
         assert box.call("kill", "beat").returncode == 0
@@ -816,7 +834,7 @@ def test_a_scale_during_a_reload_is_part_of_it(box: Box, count: int) -> None:
     os.mkfifo(gate)
     box.start(showing("old"))
     box.await_log("old", 3)
-    rewrite(box, showing("new", f"index or open({str(gate)!r}).close()"))
+    rewrite(box, showing("new", f"index or open({str(gate)!r}).close(); stop.ready()"))
     with box.popen("reload", "beat") as reload:
         box.await_log("new 0")
         assert box.call("scale", "beat", "crunch", str(count)).returncode == 0
@@ -840,9 +858,9 @@ def test_a_worker_that_takes_its_time_to_leave_is_shown_and_waited_for(box: Box)
     rewrite(box, "@worker\ndef crunch(stop):\n    log.info('new')\n    stop.wait()\n    log.info('bye')\n")
     with box.popen("reload", "beat") as reload:
         box.await_log("new")
-        rows = [(each["pid"], each["state"]) for each in box.status()["children"] if each["name"] == "worker crunch-0"]
-        assert len(rows) == 2
-        assert (old, "stopping") in rows
+        row = box.await_child("worker crunch-0", "stopping")
+        assert row["pid"] == old
+        assert [each["name"] for each in box.children()].count("worker crunch-0") == 2
         assert reload.poll() is None
         gate.open("w").close()
         assert reload.wait(60) == 0
@@ -908,6 +926,7 @@ def test_a_reexec_that_fails_in_the_last_moment_starts_workers_and_jobs_again(bo
         [str(python), "-m", "daemonkit", "start", script], env=box.environ, capture_output=True, text=True, timeout=60
     )
     assert started.returncode == 0, started.stderr
+    box.await_log("test: up")
     box.await_log("test: job")
     master = box.pid()
     done = box.call("reexec", "beat")
@@ -948,8 +967,9 @@ def test_children_wake_a_script_that_has_its_own_loop(box: Box) -> None:
     box.await_log("job ran")
     os.kill(pids(box)["worker crunch-0"], signal.SIGKILL)
     box.await_log(": up", 2)
-    assert child(box, "worker crunch-0")["state"] == "ready"
-    assert box.job("job")["receipt"].startswith("pid ")
+    box.await_child("worker crunch-0", "ready")
+    status = box.await_status(lambda status: status["jobs"][0]["receipt"])
+    assert status["jobs"][0]["receipt"].startswith("pid ")
     assert box.call("trigger", "beat", "job").returncode == 0
     assert box.call("reload", "beat").returncode == 0
     box.await_log(": up", 3)
@@ -987,7 +1007,8 @@ def test_the_example_with_workers_runs_as_its_text_says(box: Box) -> None:
     text = (Path(__file__).parents[2] / "etc/examples/crunch.py").read_text()
     (box.path / "crunch.py").write_text(text)
     assert box.call("start", box.path / "crunch.py").returncode == 0
-    assert "primes from 1000000 on" in box.await_log("primes from", 2)
+    box.await_log("primes from 0 on")
+    box.await_log("primes from 1000000 on")
     assert {"worker crunch-0", "worker crunch-1"} <= pids(box, "crunch").keys()
     assert box.call("scale", "crunch", "crunch", "4").returncode == 0
     box.await_log("primes from 3000000 on")
@@ -1011,7 +1032,7 @@ def test_a_service_manager_hears_ready_when_the_last_worker_is_replaced(box: Box
         while not any(b"READY=1" in each for each in heard):
             heard.append(manager.recv(4096))
         box.await_log("old", 3)
-        rewrite(box, showing("new", f"index or open({str(gate)!r}).close()"))
+        rewrite(box, showing("new", f"index or open({str(gate)!r}).close(); stop.ready()"))
         process.send_signal(signal.SIGHUP)
         while b"RELOADING=1" not in heard[-1]:
             heard.append(manager.recv(4096))
