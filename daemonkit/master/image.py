@@ -197,7 +197,6 @@ class _Image:
         Told last: whoever has heard of it finds it in the log, and finds a daemon that runs and answers.
         """
         parts, handover = master.parts, self._handover
-        self._board.state("running")  # before anybody is told: who asks then must not hear that it is starting
         if handover.generation:
             _take_over(master, handover.generation)
         log.info("ready, pid %d%s", os.getpid(), ", new code" if handover.generation else "")
