@@ -19,7 +19,7 @@ libc = ctypes.CDLL(None)
 
 
 @given(project=st.integers(1, 255))
-@settings(max_examples=255, deadline=None)
+@settings(max_examples=255)
 @pytest.mark.parametrize("path", ["/", "/proc", "/usr/bin/env", __file__])
 def test_ftok_gives_the_key_of_the_c_library(path: str, project: int) -> None:
     assert ipc.ftok(path, project) == libc.ftok(path.encode(), project)

@@ -153,7 +153,7 @@ def test_an_expression_that_never_comes_true_is_refused_quickly(expression: str)
 
 
 @given(st.lists(st.text("0123456789*/,-#LWMONlw²", min_size=1, max_size=6), min_size=5, max_size=5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_five_words_are_an_expression_or_a_usage_error(fields: list[str]) -> None:
     try:
         cron = Cron(" ".join(fields), "UTC")
@@ -252,7 +252,7 @@ def test_due_times_are_counted_on_the_monotonic_clock() -> None:
 
 @given(st.integers(0, 3 * 1440), st.integers(0, 59))
 @example(10, 0)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_job_that_was_held_up_counts_what_it_missed(minutes: int, seconds: int) -> None:
     cron = Cron("*/5 * * * *", "UTC")
     start = wall("2025-05-05 12:05")
@@ -394,7 +394,7 @@ def as_debian_does(minute: str, hour: str, zone: ZoneInfo, start: int, end: int)
     st.sampled_from(sorted(HOURS)),
     st.data(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_zone_runs_its_jobs_as_a_cron_that_looks_each_minute(
     name: str, year: int, minute: str, hour: str, data: st.DataObject
 ) -> None:
@@ -411,7 +411,7 @@ def test_every_zone_runs_its_jobs_as_a_cron_that_looks_each_minute(
     st.integers(1975, 2037),
     st.sampled_from(["0,30 1-4", "30 2", "15 0,23", "0 0-23"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_jobs_at_fixed_times_run_when_the_library_says(name: str, year: int, fields: str) -> None:
     zone = ZoneInfo(name)
     days = changes(zone, year)
@@ -590,7 +590,7 @@ def follow(world: World, events: list[tuple[int, int]]) -> list[int]:
     st.sampled_from(["0 0-23 * * *", "30 9-14 * * *", "0,20,40 12,13 * * *"]),
     st.lists(st.tuples(waits, steps(CORRECTION - 2 * SECOND)), max_size=12),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_fixed_time_is_doubled_or_lost_by_steps_of_less_than_three_hours(
     expression: str, events: list[tuple[int, int]]
 ) -> None:
@@ -603,7 +603,7 @@ def test_no_fixed_time_is_doubled_or_lost_by_steps_of_less_than_three_hours(
     st.sampled_from(["* * * * *", "*/5 * * * *", "7 * * * *"]),
     st.lists(st.tuples(waits, steps(MINUTE - 2 * SECOND)), max_size=12),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_job_is_doubled_or_lost_by_steps_of_less_than_a_minute(
     expression: str, events: list[tuple[int, int]]
 ) -> None:
@@ -616,7 +616,7 @@ def test_no_job_is_doubled_or_lost_by_steps_of_less_than_a_minute(
     st.sampled_from(["*/5 * * * *", "* 13 * * *", "0 12-20 * * *"]),
     st.lists(st.tuples(waits, corrections), max_size=6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_after_corrections_forward_a_job_runs_once_in_each_of_its_minutes_that_the_clock_showed(
     expression: str, events: list[tuple[int, int]]
 ) -> None:
