@@ -110,13 +110,14 @@ class Leading:
 
     def describe(self) -> dict[str, Any]:
         """What is known, for ``status``."""
-        terms = self._page.read()
-        role = self.report.role if self.report.role != "leader" or terms.is_held else "follower"
-        left = max(terms.until - boot_time(), 0.0) if role == "leader" else 0.0
+        # Not as was reported: a process that has only just taken on the session has not found our place yet.
+        token = self.token
+        role = "leader" if token else "follower" if self.report.role == "leader" else self.report.role
+        left = max(self._page.read().until - boot_time(), 0.0) if token else 0.0
         return {
             "coordinator": without_password(self._master.configuration.options.coordinator),
             "role": role,
-            "token": self.report.token if role == "leader" else None,
+            "token": token or None,
             "sure_for": None if left == float("inf") or not left else round(left, 3),
             "state": self.report.state,
             "session": self.report.session or None,
