@@ -16,7 +16,7 @@ import os, signal, sys, time
 from daemonkit import ipc
 from daemonkit.errors import *
 name = sys.argv[1]
-def say(what): print(what, flush=True)
+def say(what): os.write(1, f"{what}\\n".encode())  # print could not be called by the handler of a signal in a print
 def hear(): return sys.stdin.readline().strip()
 """
 

@@ -225,8 +225,8 @@ def test_what_a_signals_handler_raises_comes_through(objects: Objects, timeout: 
         def alarm(*_): raise TimeoutError("of the user")
         signal.signal(signal.SIGALRM, alarm)
         queue = ipc.MessageQueue(name)
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             queue.receive(timeout={timeout})
         except OSError as error:
             say(repr(error))

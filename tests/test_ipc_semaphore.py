@@ -253,8 +253,8 @@ def test_what_a_signals_handler_raises_comes_through(objects: Objects, timeout: 
         def alarm(*_): raise TimeoutError("of the user")
         signal.signal(signal.SIGALRM, alarm)
         room = ipc.Semaphore(name, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             room.acquire({timeout})
         except OSError as error:
             say(repr(error))
