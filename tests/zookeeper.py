@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Server:
         (path / "myid").write_text(f"{number}\n")
         lines = [
             f"tickTime={TICK}",
+            "maxSessionTimeout=60000",  # else it is 20 ticks, whatever is asked for
             "initLimit=50",
             "syncLimit=10",
             f"dataDir={path}",
@@ -84,7 +86,7 @@ class Server:
 
     @property
     def mode(self) -> str:
-        """What it is: standalone, leader or follower; empty while it does not serve."""
+        """What it is: standalone, leader or follower; empty while it does not serve, or is slow to say so."""
         found = re.search(r"^Mode: (\w+)$", self.ask("srvr"), re.MULTILINE)
         return found[1] if found else ""
 
@@ -100,6 +102,13 @@ class Server:
                 answer += data
             return answer.decode(errors="replace")
         return ""
+
+    def told(self, word: str) -> str:
+        """The same of one that serves, however slow it is."""
+        until = time.monotonic() + PATIENCE
+        while not (answer := self.ask(word)):
+            assert time.monotonic() < until, (self.path / "output").read_text()
+        return answer
 
     def signal(self, number: int) -> None:
         """Send it a signal."""
@@ -149,8 +158,25 @@ class Ensemble:
             server.await_ready()
 
     def leader(self) -> Server:
-        """The one that leads the others."""
-        return next(server for server in self.servers if server.mode in ("leader", "standalone"))
+        """The one that leads the others, once there is one and says so."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            for server in self.servers:
+                if server.pid and server.mode in ("leader", "standalone"):
+                    return server
+            assert time.monotonic() < until, [server.mode for server in self.servers]
+            time.sleep(SLEEP)
+
+    def end_session(self, session: str) -> None:
+        """Let the servers end somebody's session."""
+        from kazoo.client import KazooClient
+
+        number = int(session, 16)
+        thief = KazooClient(self.hosts, client_id=(number - (number >> 63 << 64), session_password(session)))
+        thief.start(PATIENCE)
+        assert thief.client_id[0] & (1 << 64) - 1 == number
+        thief.stop()
+        thief.close()
 
     def close(self) -> None:
         """End all."""
@@ -215,6 +241,25 @@ def session_password(session: str) -> bytes:
     return found
 
 
+def stop(*pids: int) -> None:
+    """SIGSTOP them, and return when none of their threads runs any more."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    until = time.monotonic() + PATIENCE
+    while not all(map(_is_stopped, pids)):  # nobody tells but their parents
+        assert time.monotonic() < until
+        time.sleep(SLEEP)
+
+
+def _is_stopped(pid: int) -> bool:
+    states = set()
+    for thread in Path("/proc").glob(f"{pid}/task/*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            states.add(thread.read_text().rpartition(")")[2].split()[0])
+    return states <= {"T", "Z", "X"}  # proc_pid_stat(5)
+
+
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True)
 
@@ -223,12 +268,20 @@ def free_ports(count: int) -> list[int]:
     """Ports of the loopback that nobody has.
 
     Below those that the kernel gives to clients: who knocks at one of those before the server does may get it himself.
+    A server takes seconds until it listens: those who test beside us, and we, choose from others meanwhile.
     """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ours = range(20_000 + worker, 32_000, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     found: list[int] = []
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
+    for port in random.SystemRandom().sample(ours, len(ours)):
         with contextlib.suppress(OSError), socket.socket() as sock:
-            sock.bind(("127.0.0.1", port))
-            found.append(port)
+            if port not in _chosen:
+                sock.bind(("127.0.0.1", port))
+                found.append(port)
         if len(found) == count:
+            _chosen.extend(found)
             return found
     raise AssertionError("no free ports")
+
+
+_chosen: deque[int] = deque(maxlen=500)  # by this process, the last ones

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import runpy
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from harness import PATIENCE, Box, await_end
-from zookeeper import LOCAL, Ensemble, Network, Server, ensemble, session_password
+from zookeeper import LOCAL, Ensemble, Network, Server, ensemble, stop
 
 from daemonkit.cluster.connect import connect
 from daemonkit.cluster.election import Candidacy
@@ -23,7 +24,7 @@ from daemonkit.core.inotify import wait_until
 
 EXAMPLES = Path(__file__).parents[2] / "etc" / "examples"
 SESSION = 2.0  # seconds, where one is to end
-CALM = 10.0  # where none is to, however busy the machine: one is sure for six tenths of it
+CALM = 20.0  # where none is to, however busy the machine: one is sure for six tenths of it
 BEAT = 0.05  # seconds between two writes of a leader
 SLACK = 5.0  # seconds: what a busy machine may make of that, and less than a calm session is sure for
 LEADER = """
@@ -88,9 +89,14 @@ class Host(Box):
             assert time.monotonic() < until, found
         return found
 
-    def child(self, name: str) -> int:
-        """The PID of one of its processes."""
-        return int(next(each["pid"] for each in self.status()["children"] if each["name"] == name))
+    def child(self, name: str, other_than: int = 0) -> int:
+        """The PID of one of its processes; where that is yet to be forked, or to be known, once it is."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            pids = [each["pid"] for each in self.status()["children"] if each["name"] == name]
+            if found := [int(pid) for pid in pids if pid not in (None, other_than)]:
+                return found[0]
+            assert time.monotonic() < until, pids
 
     def signal_all(self, number: int) -> None:
         """Send a signal to the daemon and all below it."""
@@ -115,9 +121,19 @@ class Cluster:
         self.hosts.append(Host(self.path / name, self.witness, coordinator or self.coordinator, network))
         return self.hosts[-1]
 
+    @contextlib.contextmanager
+    def unwritten(self) -> Iterator[None]:
+        """Nobody is in the middle of a write within the block."""
+        with open(self.witness) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def writes(self) -> list[Write]:
+        with open(self.witness) as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # no line is half there
+            lines = file.read().splitlines()
         found = []
-        for line in self.witness.read_text().splitlines():
+        for line in lines:
             verdict, token, what, host, at = line.split()
             found.append(Write(verdict, int(token), what, host, float(at)))
         return found
@@ -290,18 +306,20 @@ def test_the_death_of_the_master_alone_hands_over_at_once(coordinator: str, make
 
 def test_the_death_of_the_process_with_the_session_changes_no_leadership(coordinator: str, make: Make) -> None:
     cluster = make(coordinator)
-    first = start(cluster, 2)
+    # The next process has five seconds to go on with the session: on a busy machine one may be too short.
+    first = start(cluster, 2, "from daemonkit.master import leading\nleading.DECISION = 5.0\n")
     token, session = first.cluster["token"], first.cluster["session"]
     killed = first.child("cluster")
     os.kill(killed, signal.SIGKILL)
     at = time.monotonic()
     cluster.await_writes(lambda all: all[-1].at > at + 1.2 * SESSION)  # nobody has given it up meanwhile
     assert {each.token for each in cluster.writes()} == {token}
-    after = first.cluster
+    first.child("cluster", other_than=killed)
+    after = first.await_cluster(lambda said: said["state"] == "connected" and said["session"])
     assert (after["role"], after["token"], after["session"]) == ("leader", token, session)
-    assert first.child("cluster") != killed
     assert first.call("reload", "beat").returncode == 0  # which replaces it, too
-    assert first.cluster["token"] == token
+    after = first.cluster
+    assert (after["role"], after["token"]) == ("leader", token)
     at = time.monotonic()
     cluster.await_writes(lambda all: all[-1].at > at + 1)
     assert {each.token for each in cluster.writes()} == {token}
@@ -324,7 +342,8 @@ def test_a_leader_that_was_stopped_past_its_session_acts_no_more_when_it_goes_on
     more = "@worker(leader=True)\ndef crunch(stop):\n    while True:\n        time.sleep(0.01)\n"
     first = start(cluster, 2, more, "--graceful-timeout", "60")
     crunch = first.child("worker crunch-0")
-    first.signal_all(signal.SIGSTOP)
+    with cluster.unwritten():  # else one that was stopped there would keep the next one from writing
+        stop(*first.processes())
     second = cluster.await_leader(*others(cluster, first))
     at = time.monotonic()
     first.signal_all(signal.SIGCONT)
@@ -345,7 +364,7 @@ def test_a_leader_whose_process_with_the_session_hangs_stops_before_another_may_
     os.kill(agent, signal.SIGSTOP)
     second = cluster.await_leader(*others(cluster, first))
     assert cluster.gap(first, second) > 0
-    assert "its time was up" in first.log.read_text()
+    first.await_log("its time was up")
     os.kill(agent, signal.SIGCONT)
     first.await_cluster(lambda said: said["state"] == "connected")
     cluster.check()
@@ -366,17 +385,18 @@ def crunch(stop):
 @on("SIGUSR1")
 def busy():
     log.info("busy")
-    time.sleep(4 * SESSION)
+    while not os.path.exists("DONE"):
+        time.sleep(0.01)
     log.info("idle")
 """
-    first = start(cluster, 2, more.replace("BUSY", str(BEAT)).replace("SESSION", str(SESSION)))
+    done = tmp_path / "done"
+    first = start(cluster, 2, more.replace("BUSY", str(BEAT)).replace("DONE", str(done)))
     cluster.await_writes(lambda all: any(each.what == "crunch" for each in all))
     agent = first.child("cluster")
     os.kill(first.pid() or 0, signal.SIGUSR1)
     first.await_log("] INFO test: busy")
     os.kill(agent, fate)
     second = cluster.await_leader(*others(cluster, first))
-    assert "INFO test: idle" not in first.log.read_text()
     at = time.monotonic()
     cluster.await_writes(lambda all: all[-1].at > at + 1)
     cluster.check()  # nothing of the first's was refused
@@ -384,6 +404,7 @@ def busy():
     first.await_log("killed: it has not ended before its limit")
     if fate == signal.SIGSTOP:
         os.kill(agent, signal.SIGCONT)
+    done.touch()
     first.await_log("INFO test: idle")
     first.await_cluster(lambda said: (said["role"], said["state"]) == ("follower", "connected"))
     assert [title for title in first.processes().values() if "crunch" in title] == []
@@ -422,7 +443,7 @@ def test_a_leaders_worker_is_killed_in_time_while_the_master_is_busy_and_no_serv
     with ensemble(tmp_path, LOCAL) as servers:
         cluster = make(servers.url(session_timeout=SESSION))
         crunch = keep_busy(cluster.host(), tmp_path / "done")
-        servers.servers[0].signal(signal.SIGSTOP)
+        stop(servers.servers[0].pid)
         at = time.monotonic()
         await_end(crunch)
         assert cluster.writes()[-1].at < at + SESSION
@@ -439,7 +460,7 @@ def test_a_leaders_worker_is_killed_at_once_while_the_master_is_busy_and_the_ses
     with connect(cluster.coordinator) as outside:
         leader = outside.leader("beat")
         assert leader is not None
-        end_session(servers, leader.session)
+        servers.end_session(leader.session)
         await_end(crunch, SLACK)  # far from what the session was sure for
     (tmp_path / "done").touch()
     host.await_log("leads no more")
@@ -454,7 +475,7 @@ def test_a_leaders_worker_is_killed_at_once_while_the_master_is_busy_and_the_loc
     host = cluster.host()
     crunch = keep_busy(host, tmp_path / "done")
     (tmp_path / "cluster").rename(tmp_path / "cluster.old")
-    await_end(crunch, SLACK)
+    await_end(crunch)  # of itself a local leadership has no end
     (tmp_path / "done").touch()
     host.await_log("] INFO test: crunch", 2)
     cluster.check()
@@ -463,7 +484,7 @@ def test_a_leaders_worker_is_killed_at_once_while_the_master_is_busy_and_the_loc
 def test_a_leader_whose_time_was_up_leads_again_when_its_session_turns_out_to_live(
     servers: Ensemble, tmp_path: Path, make: Make
 ) -> None:
-    cluster = make(url(servers, tmp_path, 5))
+    cluster = make(url(servers, tmp_path, 10))
     host = cluster.host()
     host.lead()
     cluster.await_leader()
@@ -505,25 +526,13 @@ def hesitate():
     cluster.check()
 
 
-def end_session(servers: Ensemble, session: str) -> None:
-    """Let the servers end somebody's session."""
-    from kazoo.client import KazooClient
-
-    number = int(session, 16)
-    thief = KazooClient(servers.hosts, client_id=(number - (number >> 63 << 64), session_password(session)))
-    thief.start()
-    assert thief.client_id[0] & (1 << 64) - 1 == number
-    thief.stop()
-    thief.close()
-
-
 def test_a_session_that_the_servers_end_is_another_ones_leadership(
     servers: Ensemble, tmp_path: Path, make: Make
 ) -> None:
     cluster = make(url(servers, tmp_path, 10))
     first = start(cluster, 2)
     mine = first.cluster
-    end_session(servers, mine["session"])
+    servers.end_session(mine["session"])
     second = cluster.await_leader(*others(cluster, first))
     assert second.cluster["token"] > mine["token"]
     first.await_log("leads no more")
@@ -557,9 +566,9 @@ def test_a_leader_that_is_cut_off_with_a_server_of_its_own_stops_as_well(tmp_pat
         servers.prefixes[network.theirs] = network.prefix
         try:
             servers.start()
-            if servers.servers[2].mode == "leader":  # let one of the majority lead
+            if servers.leader() is servers.servers[2]:  # let one of the majority lead
                 servers.servers[2].kill()
-                servers.servers[0].await_ready()
+                assert servers.leader() in servers.servers[:2]  # before it can stand for election again
                 servers.servers[2].start(network.prefix)
                 servers.servers[2].await_ready()
             cluster = make(f"zookeeper://{network.theirs}:{servers.servers[2].port}?session_timeout=1")
@@ -593,10 +602,9 @@ def test_a_local_directory_that_is_gone_is_begun_anew_by_all_and_one_leads(
     late.lead()
     for host in cluster.hosts:
         host.await_cluster(lambda found: len(found["peers"]) == 4 and found["role"] in ("leader", "follower"))
-    found = [host.cluster for host in cluster.hosts]
-    assert sorted(each["role"] for each in found) == ["follower", "follower", "follower", "leader"]
-    assert len({each["leader"]["token"] for each in found}) == 1
-    assert {each["error"] for each in found} == {None}
+    until = time.monotonic() + PATIENCE
+    while not _agree(found := [host.cluster for host in cluster.hosts]):  # rm may have had some begin twice
+        assert time.monotonic() < until, found
     holders = [host.child("cluster") for host in cluster.hosts]
     used = [cpu_time(pid) for pid in holders]
     time.sleep(3)
@@ -605,6 +613,14 @@ def test_a_local_directory_that_is_gone_is_begun_anew_by_all_and_one_leads(
         began = time.monotonic()
         assert host.call("kill", "beat").returncode == 0
         assert time.monotonic() - began < CALM
+
+
+def _agree(found: Sequence[dict[str, Any]]) -> bool:
+    """Whether those four hosts have one leader, and nothing to complain of."""
+    roles = sorted(each["role"] for each in found)
+    tokens = {each["leader"] and each["leader"]["token"] for each in found}
+    is_one = roles == ["follower", "follower", "follower", "leader"] and len(tokens) == 1
+    return is_one and {each["error"] for each in found} == {None}
 
 
 def cpu_time(pid: int) -> int:
@@ -662,7 +678,7 @@ def test_of_many_candidates_one_is_woken_when_the_leader_goes(servers: Ensemble,
             woken.append(self)
             super().touch()
 
-    there = url(servers, tmp_path, 20)
+    there = url(servers, tmp_path, 60)
     sessions = [connect(there) for _ in range(count if count <= 50 else 20)]
     try:
         candidates = []
@@ -698,7 +714,7 @@ def test_of_many_candidates_one_is_woken_when_the_leader_goes(servers: Ensemble,
 
 def _packets(server: Server) -> int:
     """How many packets it has sent to clients."""
-    (line,) = (line for line in server.ask("mntr").splitlines() if line.startswith("zk_packets_sent"))
+    (line,) = (line for line in server.told("mntr").splitlines() if line.startswith("zk_packets_sent"))
     return int(line.split("\t")[1])
 
 
@@ -735,6 +751,7 @@ def test_jobs_workers_and_tasks_have_a_connection_of_their_own_and_the_master_no
         assert outside.get("/crunch").data == b"was here"
         assert [each.daemon for each in outside.members()] == ["beat"]
         assert host.call("kill", "beat").returncode == 0
+        outside.set("/seen", b"")  # its server has seen by now all that was done before, also if it is not the same
         assert outside.members() == []  # its session was closed
 
 
@@ -799,7 +816,7 @@ def busy():
     with connect(there) as outside:
         for number in range(1500):  # more than there is room for between the two
             outside.set("/x", b"%d" % number)
-        end_session(servers, mine["session"])
+        servers.end_session(mine["session"])
         until = time.monotonic() + PATIENCE
         while (leader := outside.leader("beat")) is None or leader.token == mine["token"]:
             assert time.monotonic() < until
@@ -945,12 +962,12 @@ def test_a_coordinator_that_refuses_is_told_in_the_status_and_nothing_is_led(ser
     host = cluster.host()
     host.lead()
     host.await_log("there is no node /not/there; create it")
-    assert "there is no node /not/there" in host.cluster["error"]
+    assert "there is no node /not/there" in host.await_cluster(lambda said: said["error"])["error"]
     with connect(servers.url()) as outside:
         outside.set("/not/there", b"")
         cluster.await_leader()
         outside.set("/closed", b"")
-    assert host.cluster["error"] is None
+    host.await_cluster(lambda said: said["error"] is None)
 
 
 def test_a_path_that_is_refused_keeps_nobody_from_leading_at_once_nor_busy(
