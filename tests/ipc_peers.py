@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import time
 import uuid
 from pathlib import Path
 
@@ -47,6 +48,13 @@ class Peer:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
+
+    def await_sleep(self) -> None:
+        """Return when it sleeps in a system call.  A signal just before would be seen by Python only after that."""
+        until = time.monotonic() + PATIENCE
+        while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":  # proc_pid_stat(5)
+            assert time.monotonic() < until
+            time.sleep(0.001)
 
     def kill(self) -> None:
         """SIGKILL it, and wait until it is gone."""

@@ -260,6 +260,7 @@ def test_a_signal_while_the_lock_is_waited_for_changes_nothing(objects: Objects)
         signal.signal(signal.SIGUSR1, lambda *_: say("signal"))
         say("ready")
         hear()
+        say("waits")
         ipc.MessageQueue(name).remove()
         say("done")
     """)
@@ -267,6 +268,8 @@ def test_a_signal_while_the_lock_is_waited_for_changes_nothing(objects: Objects)
     with open(objects.path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         waiter.tell()
+        assert waiter.hear() == "waits"
+        waiter.await_sleep()
         waiter.process.send_signal(signal.SIGUSR1)
         assert waiter.hear() == "signal"
     assert waiter.hear() == "done"

@@ -239,6 +239,7 @@ def test_a_signals_handler_runs_while_waiting_and_the_wait_goes_on(objects: Obje
     room = ipc.Semaphore.attach(objects.name)
     for _ in range(2):
         assert waiter.hear() == "waits"
+        waiter.await_sleep()
         waiter.process.send_signal(signal.SIGUSR1)
         assert waiter.hear() == "signal"
         room.release()
@@ -250,11 +251,13 @@ def test_a_signals_handler_runs_while_waiting_and_the_wait_goes_on(objects: Obje
 @pytest.mark.parametrize("timeout", [None, 25])
 def test_what_a_signals_handler_raises_comes_through(objects: Objects, timeout: float | None) -> None:
     said = objects.run(f"""
-        def alarm(*_): raise TimeoutError("of the user")
+        def alarm(*_):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise TimeoutError("of the user")
         signal.signal(signal.SIGALRM, alarm)
         room = ipc.Semaphore(name, 0)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            signal.setitimer(signal.ITIMER_REAL, 0.05, 1)  # once more, if the wait was only about to begin
             room.acquire({timeout})
         except OSError as error:
             say(repr(error))
