@@ -31,6 +31,17 @@ def fail(text: str = "this went wrong") -> NoReturn:
     raise ValueError(text)
 
 
+def fail_as_told(path: str) -> NoReturn:
+    """Blocks until somebody writes into the FIFO, and fails with that."""
+    raise ValueError(Path(path).read_text())
+
+
+def note_and_fail(path: str) -> NoReturn:
+    with open(path, "a") as file:
+        file.write("called\n")
+    fail()
+
+
 def pid_and_parent() -> tuple[int, int]:
     return os.getpid(), os.getppid()
 

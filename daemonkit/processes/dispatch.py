@@ -325,6 +325,8 @@ class Dispatcher:
 
     def _place(self, server: Server) -> None:
         waiting = self._waiting.calls
+        if self._gate.why_broken:  # a child has given them back since: they were given up with the rest
+            waiting.clear()
         while waiting:
             call = waiting[0]
             if call.fate is not None:
