@@ -30,7 +30,8 @@ def fail():
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-def pause():
+def pause(path):
+    note(path, "pauses")
     signal.pause()
 
 def stubborn(path):
@@ -103,6 +104,19 @@ def fork_server():  # of the first call that has begun; and it has told so, for 
     while state(pid) != "S":
         os.sched_yield()
     return pid
+
+def await_begun(later):  # until its server has told us that the first call has begun
+    server = later._server
+    while all(asked.request for asked in server._open.values()):
+        assert select.select([server.wire], [], [], 30)[0]
+        server.hear()
+
+def kill(pid):  # and wait until it has ended, and the first call with it
+    pidfds = [os.pidfd_open(each) for each in (pid, first_pid())]
+    os.kill(pid, signal.SIGKILL)
+    for pidfd in pidfds:
+        assert select.select([pidfd], [], [], 30)[0]
+        os.close(pidfd)
 """
 
 
@@ -260,17 +274,30 @@ def test_an_exit_with_another_code_is_a_failure(box: Box) -> None:
     assert "jobs.leave failed: SystemExit: 3" in run(box, "background(jobs.leave, 3)").stderr
 
 
+def overdue(box: Box, call: str, options: str = "") -> tuple[str, int]:
+    """The stderr of a call whose time is up, and that time; it has more if it has not written a word by then."""
+    for seconds in (2, 8, 32):
+        done = run(box, f"Background(timeout={seconds}{options}){call}")
+        if out(box):
+            return done.stderr, seconds
+    raise AssertionError(f"no call has come so far within its time; {done.stderr}")
+
+
 @pytest.mark.parametrize("start", ["server", "spawn"])
 def test_a_call_whose_time_is_up_is_told_where_it_was(box: Box, start: str) -> None:
-    done = run(box, f"Background(timeout='2s', start={start!r})(jobs.pause)")
-    assert "jobs.pause failed: not done after 2s" in done.stderr
-    assert "signal.pause()" in done.stderr
+    stderr, seconds = overdue(box, "(jobs.pause, out)", f", start={start!r}")
+    assert f"jobs.pause failed: not done after {seconds}s" in stderr
+    assert "signal.pause()" in stderr
+
+
+def test_a_time_as_text_is_one_too(box: Box) -> None:
+    assert "jobs.pause failed: not done after 200ms" in run(box, "Background(timeout='200ms')(jobs.pause, out)").stderr
 
 
 def test_a_call_that_will_not_end_is_killed_with_all_that_it_has_started(box: Box) -> None:
-    done = run(box, "Background(timeout=2)(jobs.stubborn, out)")
-    assert "jobs.stubborn failed: not done after 2s; pid" in done.stderr
-    assert "killed by SIGKILL" in done.stderr
+    stderr, seconds = overdue(box, "(jobs.stubborn, out)")
+    assert f"jobs.stubborn failed: not done after {seconds}s; pid" in stderr
+    assert "killed by SIGKILL" in stderr
     assert out(box)[1] == "ignored"
     await_end(int(out(box)[0].split()[1]))
 
@@ -434,10 +461,8 @@ later = Background(1)
 fcntl.flock(gate, fcntl.LOCK_EX)
 later(jobs.gated, "gate", out, "begun one")
 later(jobs.note, out, "waiting one")
-server = parent(fork_server())
-with open(os.pidfd_open(server)) as pidfd:
-    os.kill(server, signal.SIGKILL)
-    select.select([pidfd], [], [], 30)
+await_begun(later)
+kill(parent(fork_server()))
 later(jobs.note, out, "later one")
 """,
     )
@@ -453,7 +478,7 @@ later = Background(1)
 fcntl.flock(gate, fcntl.LOCK_EX)
 later(jobs.gated, "gate", out, "begun one")
 later(jobs.note, out, "waiting one")
-os.kill(fork_server(), signal.SIGKILL)
+kill(fork_server())
 """,
     )
     assert "jobs.gated is lost: the fork server, pid " in done.stderr
@@ -480,7 +505,7 @@ server = fork_server()
 backlog = parent(server)
 usual = resource.prlimit(backlog, resource.RLIMIT_NOFILE)
 resource.prlimit(backlog, resource.RLIMIT_NOFILE, (1, usual[1]))
-os.kill(server, signal.SIGKILL)
+kill(server)
 assert wait_until(".", lambda: found("start a fork server: Too many open files; tried again", "err"), 30)
 resource.prlimit(backlog, resource.RLIMIT_NOFILE, usual)
 assert wait_until(".", lambda: found("waiting one", out), 30)

@@ -267,8 +267,14 @@ def test_the_server_sleeps_when_nothing_happens(serving: Serving) -> None:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
 
-    # Its look for orphans comes a moment after the last end; then it is asleep for good.
+    def is_asleep() -> bool:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+    # Its look for orphans comes a moment after the last end; if it sleeps later than that, it is asleep for good.
     select.select([], [], [], 0.3)
+    until = time.monotonic() + PATIENCE
+    while not is_asleep():
+        assert time.monotonic() < until
     before = switches()
     select.select([], [], [], 0.5)
     assert switches() == before
@@ -336,7 +342,8 @@ def test_nothing_is_open_or_allocated_for_children_that_have_ended(serving: Serv
 
 
 def test_an_orphan_of_a_lasting_child_stays_until_that_ends(serving: Serving) -> None:
-    orphan = "subprocess.run(['sh', '-c', 'sleep 1000 <&- >&- 2>&- & echo $!'], stdout=READY)\nsignal.pause()"
+    # It is ready when the shell, whose title has the same words, is gone.
+    orphan = "subprocess.run(['sh', '-c', 'sleep 1000 <&- >&- 2>&- &'])\n" + SLEEP
     # It does not adopt: neither does it say so to the kernel.
     asked = serving.started("prctl.become_subreaper(False)\n" + orphan, adopts=False)
     other = serving.started(SLEEP)

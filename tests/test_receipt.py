@@ -55,8 +55,8 @@ def test_a_receipt_says_what_a_process_has_used() -> None:
 
 def test_a_process_that_lives_has_no_receipt() -> None:
     reader, writer = os.pipe()
-    pid = start(f"import os; os.read({reader}, 1)")
     os.set_inheritable(reader, True)
+    pid = start(f"import os; os.read({reader}, 1)")
     try:
         assert reap(pid, 0.0, 0.0, MemoryKills()) is None
     finally:

@@ -284,14 +284,14 @@ def test_started_work_survives_what_may_happen_to_the_web_server(start_web: Star
 def test_a_failure_and_a_time_that_is_up_stand_in_the_log_of_gunicorn(
     box: Box, start_web: StartWeb, gate: Shut
 ) -> None:
-    box.environ["TIMEOUT"] = "3s"
+    box.environ["TIMEOUT"] = "10s"  # the first call imports flask within that
     web = start_web("--preload")
     assert web.get("/fail")[0] == 202
     said = box.await_file(web.log, "ConnectionError: no bucket for 7", 2)
     assert "[ERROR] background: web.fail failed: ConnectionError: no bucket for 7\nTraceback" in said
     assert web.get("/later/1")[0] == 202
-    said = box.await_file(web.log, "TimeUp: not done after 3s")
-    assert "[ERROR] background: web.upload failed: not done after 3s\nTraceback" in said
+    said = box.await_file(web.log, "TimeUp: not done after 10s")
+    assert "[ERROR] background: web.upload failed: not done after 10s\nTraceback" in said
     assert "fcntl.flock(gate, fcntl.LOCK_SH)" in said
 
 

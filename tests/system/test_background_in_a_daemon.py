@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from daemonkit.core import asking
 BEAT = "@every(60)\ndef beat(): pass\n"
 # The program that asks: it does each line that it reads, and says what came of it.
 WEB = """
-import fcntl, logging, os, sys
+import fcntl, logging, os, select, sys
 from daemonkit import Background
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 later = Background(2, start="daemon", daemon="beat", timeout=os.environ.get("TIMEOUT", "1h"))
@@ -38,6 +40,12 @@ def work(number):
 
 def fail():
     raise ConnectionError("no bucket")
+
+def await_begun(count):  # until that many of ours have begun as far as we were told
+    server = later._server
+    while sum(not asked.request for asked in server._open.values()) < count:
+        assert select.select([server.wire], [], [], 30)[0]
+        server.hear()
 
 if __name__ == "__main__":
     for line in sys.stdin:
@@ -77,6 +85,11 @@ class Web:
         self.process.stdin.flush()
         return self.process.stdout.readline().strip()
 
+    def await_begun(self, count: int) -> None:
+        """Until that many calls have begun, and the program that asks was told so: else it would ask for them again."""
+        self.await_out("begun", count)
+        assert self.do(f"await_begun({count})") == "ok"
+
     def open_gate(self) -> None:
         self._gate.close()
 
@@ -104,6 +117,13 @@ def web(box: Box) -> Iterator[Web]:
 def children(box: Box) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = box.status()["children"]
     return found
+
+
+def await_children(box: Box, *names: str) -> None:
+    """Until the daemon knows of no others: it hears of an end a moment after it."""
+    until = time.monotonic() + PATIENCE
+    while (found := [child["name"] for child in children(box)]) != list(names):
+        assert time.monotonic() < until, found
 
 
 def test_calls_run_below_the_daemon_which_had_no_fork_server_before(box: Box, web: Web) -> None:
@@ -148,7 +168,7 @@ def test_what_was_accepted_is_done_when_who_asked_has_ended_and_then_the_program
     web.open_gate()
     await_end(program)
     assert sorted(line for line in web.await_out("done", 4) if "done" in line) == [f"done {n}" for n in range(4)]
-    assert [child["name"] for child in children(box)] == ["fork server"]
+    await_children(box, "fork server")
 
 
 def test_a_stop_lets_the_calls_finish_that_were_taken_in_and_the_next_daemon_gets_the_next(box: Box, web: Web) -> None:
@@ -182,7 +202,7 @@ def test_with_a_daemon_that_is_killed_all_is_gone_and_what_had_not_begun_goes_to
     master = box.start(BEAT)
     for number in range(4):
         assert web.do(f"later(work, {number})") == "ok"
-    web.await_out("begun", 2)
+    web.await_begun(2)
     below = box.processes().keys() - {web.process.pid}
     os.kill(master, signal.SIGKILL)
     for pid in below:
@@ -199,7 +219,7 @@ def test_what_was_not_begun_is_kept_while_no_daemon_runs_and_given_to_the_next(b
     for number in range(4):
         assert web.do(f"later(work, {number})") == "ok"
     assert web.do("begin = later.hold(work, 4)") == "ok"
-    web.await_out("begun", 2)
+    web.await_begun(2)
     below = box.processes().keys() - {web.process.pid}
     os.kill(master, signal.SIGKILL)
     for pid in below:
@@ -217,10 +237,10 @@ def test_what_was_not_begun_is_kept_while_no_daemon_runs_and_given_to_the_next(b
 
 
 def test_a_stop_refuses_what_comes_late_and_leaves_with_its_owner_what_it_did_not_begin(box: Box, web: Web) -> None:
-    box.start(BEAT, "--graceful-timeout", "2")
+    box.start(BEAT, "--graceful-timeout", "5")  # within that one more is asked for
     for number in range(4):
         assert web.do(f"later(work, {number})") == "ok"
-    web.await_out("begun", 2)
+    web.await_begun(2)
     stopping = box.popen("kill", "beat")
     box.await_log("beat is to stop; it finishes first: ")
     assert "takes no more calls, for the daemon stops" in web.do("later(work, 'late')")
@@ -234,7 +254,9 @@ def test_a_stop_refuses_what_comes_late_and_leaves_with_its_owner_what_it_did_no
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root, to be somebody else")
-def test_a_socket_of_another_users_is_not_spoken_to(box: Box, web: Web) -> None:
+def test_a_socket_of_another_users_is_not_spoken_to(open_box: Box) -> None:
+    box = open_box
+    web = Web(box)
     program = f"""
 import os, socket, sys
 os.seteuid(65534)
@@ -245,8 +267,6 @@ print("listening", flush=True)
 sys.stdin.read()
 """
     box.run_dir.chmod(0o777)
-    for parent in (box.path, *box.path.parents[:3]):
-        parent.chmod(0o755)
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
@@ -254,6 +274,7 @@ sys.stdin.read()
         assert other.stdout.readline() == "listening\n"
         assert "a process of user 65534 listens there, not one of user 0" in web.do("later(work, 1)")
         other.communicate()
+    web.close()
     box.run_dir.chmod(0o755)
     (box.run_dir / "beat.sock").unlink()
 
@@ -272,13 +293,14 @@ def test_no_daemon_no_name_and_no_such_socket_are_each_told_in_a_sentence(box: B
 def test_what_comes_with_a_request_that_does_not_want_it_is_closed(box: Box) -> None:
     pid = box.start(BEAT)
     path = str(box.run_dir / "beat.sock")
+    ask = functools.partial(asking.ask, path, timeout=PATIENCE)
     refused = '"pid" must be the number of who asks, and a socket must come with the request'
-    assert asking.ask(path, {"do": "background", "pid": 1})["error"] == refused
+    assert ask({"do": "background", "pid": 1})["error"] == refused
     ours, theirs = socket.socketpair()
     with ours, theirs, open(os.devnull) as null:
-        assert asking.ask(path, {"do": "background", "pid": "x"}, fds=[theirs.fileno()])["error"] == refused
-        assert asking.ask(path, {"do": "background", "pid": 1}, fds=[null.fileno()])["error"] == refused
-        assert asking.ask(path, {"do": "status"}, fds=[theirs.fileno()])["ok"]
+        assert ask({"do": "background", "pid": "x"}, fds=[theirs.fileno()])["error"] == refused
+        assert ask({"do": "background", "pid": 1}, fds=[null.fileno()])["error"] == refused
+        assert ask({"do": "status"}, fds=[theirs.fileno()])["ok"]
         theirs.close()
         ours.settimeout(PATIENCE)
         assert ours.recv(1) == b""  # nobody has it any more

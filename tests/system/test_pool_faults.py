@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -25,7 +26,11 @@ LONG = 120.0  # seconds: only a bound
 
 def servers() -> list[int]:
     """Our children: the fork servers."""
-    return [int(word) for task in Path("/proc/self/task").iterdir() for word in (task / "children").read_text().split()]
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the thread has ended meanwhile
+            found += (task / "children").read_text().split()
+    return [int(word) for word in found]
 
 
 def status(pid: int, key: str) -> int:

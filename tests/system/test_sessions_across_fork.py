@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ except OSError as error:
 """
 
 SESSIONS = """
-import gc, json, os, select, signal, socket, ssl, sys
+import contextlib, gc, json, os, select, signal, socket, ssl, sys
 from daemonkit.processes import child
 from daemonkit.processes.children import Children, fork_server
 from daemonkit.processes.guard import Guard
@@ -113,7 +113,7 @@ if pid == 0:
     gc.collect()
     child.leave(0)
 os.waitpid(pid, 0)
-session.socket.settimeout(5)  # an answer that the child has taken never comes
+session.socket.settimeout(5 if way == "os.fork" else 30)  # an answer that the child has taken never comes
 tell(after=tried(session.use, "again"), end=tried(session.part))
 """
 
@@ -133,7 +133,11 @@ def hear(heard, count):
         select.select([wire], [], [], 30)[0] or sys.exit("the fork server says nothing")
         children.receive()
 hear(pids, 3)
-held = {os.readlink(f"/proc/{pid}/fd/{fd}") for pid in (server, *pids) for fd in os.listdir(f"/proc/{pid}/fd")}
+held = set()
+for pid in (server, *pids):
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # a child that has just begun closes what is the server's
+            held.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
 tell(sessions=len(links), held_by_children=sorted(held & links))
 for made in children:
     made.kill_tree()
@@ -197,6 +201,24 @@ def free_port() -> int:
         return port
 
 
+@contextlib.contextmanager
+def served_at(
+    command: Callable[[int], Sequence[str | Path]], ready: str, become: Sequence[str] = (), end: str = "TERM"
+) -> Iterator[Server]:
+    """As ``served``, a server that has to be told its port: another one if somebody has taken that meanwhile."""
+    with contextlib.ExitStack() as stack:
+        for left in reversed(range(5)):
+            port = free_port()
+            try:
+                server = stack.enter_context(served(command(port), ready, port, become, end))
+            except AssertionError:
+                if not left:
+                    raise
+            else:
+                break
+        yield server
+
+
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate of localhost, and its key."""
@@ -220,9 +242,9 @@ def redis() -> Iterator[Server]:
     """A Redis that keeps nothing."""
     if not shutil.which("redis-server"):
         pytest.skip("needs redis-server (Debian: redis-server)")
-    port = free_port()
-    options = f"--bind 127.0.0.1 --port {port} --appendonly no --dir /tmp --save"
-    with served(["redis-server", *options.split(), ""], "Ready to accept connections", port) as server:
+    options = "--bind 127.0.0.1 --appendonly no --dir /tmp --save"
+    command = ["redis-server", *options.split(), ""]
+    with served_at(lambda port: [*command, "--port", str(port)], "Ready to accept connections") as server:
         yield server
 
 
@@ -239,9 +261,9 @@ def postgresql() -> Iterator[Server]:
         options = "-U postgres -A trust --no-sync --no-locale"
         initdb = ["setpriv", *become, "--", str(POSTGRES.parent / "initdb"), "-D", path, *options.split()]
         subprocess.run(initdb, check=True, capture_output=True, cwd="/", timeout=PATIENCE)
-        port = free_port()
-        command = [str(POSTGRES), "-D", path, "-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"]
-        with served(command, "ready to accept connections", port, become, end="INT") as server:  # INT: at once
+        command = [str(POSTGRES), "-D", path, "-h", "127.0.0.1", "-k", "", "-F"]
+        ready = "ready to accept connections"
+        with served_at(lambda port: [*command, "-p", str(port)], ready, become, end="INT") as server:  # INT: at once
             yield server
 
 
