@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import select
 import shutil
@@ -205,21 +204,6 @@ def redis_server(path: Path, *options: str) -> Iterator[RedisServer]:
         yield server
     finally:
         server.kill()
-
-
-# Below those that the kernel gives to whoever asks for any (net.ipv4.ip_local_port_range): a port is to stay free until
-# its server has started, and while that is down.  Other processes that run tests begin elsewhere.
-_ports = itertools.count(15000 + os.getpid() % 280 * 60)
-
-
-def free_ports(count: int) -> list[int]:
-    """Of this host, which nobody listens at."""
-    found: list[int] = []
-    while len(found) < count:
-        port = next(_ports)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            found.append(port)
-    return found
 
 
 @contextlib.contextmanager

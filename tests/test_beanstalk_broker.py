@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from brokers import Beanstalkd, Between, beanstalkd, free_ports, redis_server
+from brokers import Beanstalkd, Between, beanstalkd, redis_server
 from harness import PATIENCE
+from ports import free_ports
 
 from daemonkit.errors import BrokerError, BrokerFull, PutUncertain, UsageError
 from daemonkit.queue.beanstalkbroker import BeanstalkBroker

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from brokers import Between, RedisServer, free_ports, redis_server
+from brokers import Between, RedisServer, redis_server
 from harness import PATIENCE
+from ports import free_ports
 
 from daemonkit.errors import BrokerError, BrokerFull, UsageError
 from daemonkit.queue.broker import Bury, Delete, NewTask, Release, State

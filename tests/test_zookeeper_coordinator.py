@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from harness import PATIENCE
-from zookeeper import LOCAL, Ensemble, ensemble, free_ports, stop
+from ports import free_ports
+from zookeeper import LOCAL, Ensemble, ensemble, stop
 
 from daemonkit.cluster import address
 from daemonkit.cluster.connect import check, connect

@@ -11,11 +11,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness import PATIENCE
+from ports import free_ports
 
 from daemonkit.core.inotify import SLEEP, wait_until
 
@@ -262,26 +262,3 @@ def _is_stopped(pid: int) -> bool:
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody has.
-
-    Below those that the kernel gives to clients: who knocks at one of those before the server does may get it himself.
-    A server takes seconds until it listens: those who test beside us, and we, choose from others meanwhile.
-    """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    ours = range(20_000 + worker, 32_000, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-    found: list[int] = []
-    for port in random.SystemRandom().sample(ours, len(ours)):
-        with contextlib.suppress(OSError), socket.socket() as sock:
-            if port not in _chosen:
-                sock.bind(("127.0.0.1", port))
-                found.append(port)
-        if len(found) == count:
-            _chosen.extend(found)
-            return found
-    raise AssertionError("no free ports")
-
-
-_chosen: deque[int] = deque(maxlen=500)  # by this process, the last ones

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from harness import PATIENCE, Box
+from ports import free_ports
 
 POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin/postgres"), default=None, key=lambda path: int(path.parts[4]))
 
@@ -194,13 +194,6 @@ def served(
             process.kill()
 
 
-def free_port() -> int:
-    """A port of the loopback interface that nobody has at the moment."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
-
-
 @contextlib.contextmanager
 def served_at(
     command: Callable[[int], Sequence[str | Path]], ready: str, become: Sequence[str] = (), end: str = "TERM"
@@ -208,7 +201,7 @@ def served_at(
     """As ``served``, a server that has to be told its port: another one if somebody has taken that meanwhile."""
     with contextlib.ExitStack() as stack:
         for left in reversed(range(5)):
-            port = free_port()
+            (port,) = free_ports(1)
             try:
                 server = stack.enter_context(served(command(port), ready, port, become, end))
             except AssertionError:

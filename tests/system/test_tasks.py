@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from brokers import Between, RedisServer, beanstalkd, broker_server, free_ports, redis_server
+from brokers import Between, RedisServer, beanstalkd, broker_server, redis_server
 from harness import PATIENCE, Box, await_end
+from ports import free_ports
 
 from daemonkit.errors import BrokerFull
 from daemonkit.queue.broker import Broker, NewTask, Reservation, State, Task
