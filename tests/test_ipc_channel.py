@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from ipc_peers import Objects
 
 from daemonkit import ipc
-from daemonkit.errors import ChannelClosed, IpcTimeout
+from daemonkit.errors import ChannelClosed, IpcTimeout, UsageError
 
 Pair = tuple[ipc.Channel, ipc.Channel]
 
@@ -205,3 +206,9 @@ def test_a_channel_whose_socket_does_not_block_waits_all_the_same(pair: Pair) ->
         pair[0].send(b"x" * 5000)
     reader.join(20)
     assert not reader.is_alive()
+
+
+@pytest.mark.parametrize("timeout", ["1s", -1, float("nan")])
+def test_a_timeout_that_is_no_number_of_seconds_is_wrong_use(pair: Pair, timeout: Any) -> None:
+    with pytest.raises(UsageError, match="use 0 or more, or None"):
+        pair[0].receive(timeout)

@@ -33,7 +33,7 @@ class Bound:
         Raises:
             UsageError: it is less than 0, or no number.
         """
-        if timeout is not None and not timeout >= 0:
+        if timeout is not None and (not isinstance(timeout, int | float) or not timeout >= 0):
             raise UsageError(f"wait for {timeout!r} seconds: use 0 or more, or None to wait for ever")
         self._end = None if timeout is None or timeout > _LONGEST else time.monotonic() + timeout
 
