@@ -237,6 +237,13 @@ def test_a_failure_is_told_on_stderr_with_time_pid_name_and_traceback(box: Box) 
     assert 'raise ValueError("no such bucket")' in "".join(rest)
 
 
+def test_each_of_many_failures_is_told_with_its_pid(box: Box) -> None:
+    done = run(box, "[background(jobs.leave, 3) for _ in range(100)]")
+    pids = [line.split()[3] for line in done.stderr.splitlines() if "[ERROR] background: jobs.leave" in line]
+    assert len(pids) == 100
+    assert all(pid.strip("[]").isdecimal() for pid in pids), pids
+
+
 def test_a_call_that_writes_nonsense_into_all_that_is_open_takes_no_other_with_it(box: Box) -> None:
     done = run(
         box,

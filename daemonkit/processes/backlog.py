@@ -68,7 +68,7 @@ class Settings(NamedTuple):
 class _Call:
     """One call: waiting, running, over."""
 
-    __slots__ = ("due", "id", "is_late", "is_told", "name", "receipt", "request", "row")
+    __slots__ = ("due", "id", "is_late", "name", "news", "receipt", "request", "row")
 
     def __init__(self, id: int, name: str, request: bytes) -> None:
         self.id = id
@@ -77,7 +77,7 @@ class _Call:
         self.row: Child
         self.due = math.inf  # when it will be ended, or killed if it is late already
         self.is_late = False
-        self.is_told = False  # its child has said what came of it
+        self.news: str | None = None  # what came of it, once its child has said so; "" when it is written
         self.receipt: Receipt | None = None
 
 
@@ -211,20 +211,28 @@ class Backlog:
     def _take(self, entry: _Call, message: Message) -> None:
         if message.kind == call.PROGRESS:
             return
-        entry.is_told = True
+        entry.news = ""
         if message.kind == call.ERROR:
             _, words, text = _news(message) or (None, "its child has written nonsense", "")
             what = f"not done after {describe(self._settings.timeout)}" if entry.is_late else words
-            _log(f"{entry.name} failed: {what}\n{text}", entry.row.pid)
+            entry.news = f"{entry.name} failed: {what}\n{text}"
+            if entry.row.pid is not None:  # else it was faster than the word that it was forked: its receipt tells
+                self._write(entry, entry.row.pid)
+
+    def _write(self, entry: _Call, pid: int) -> None:
+        if entry.news:
+            _log(entry.news, pid)
+        entry.news = ""
 
     def _settle(self) -> None:
         for number, entry in list(self._running.items()):
             if entry.receipt is None:
                 continue
             del self._running[number]
-            if not entry.is_told:
+            if entry.news is None:
                 late = f"not done after {describe(self._settings.timeout)}; " if entry.is_late else ""
-                _log(f"{entry.name} failed: {late}{entry.receipt}", entry.row.pid)
+                entry.news = f"{entry.name} failed: {late}{entry.receipt}"
+            self._write(entry, entry.receipt.pid)
             self._tell(Kind.ENDED, entry.id)
 
     def _expire(self) -> None:
@@ -274,8 +282,8 @@ class Backlog:
             if entry.request:  # not begun
                 del self._running[number]
                 self._waiting.appendleft(entry)
-            elif entry.receipt is None and not entry.is_told:
-                entry.is_told = True
+            elif entry.receipt is None and entry.news is None:
+                entry.news = ""
                 entry.receipt = _unknown(entry.row.pid or 0)
                 _log(f"{entry.name} is lost: the fork server, pid {server.pid}, has ended", entry.row.pid)
             elif entry.receipt is None:
