@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from daemonkit.core.here import here
+from daemonkit.core.plain import why_not_run
 from daemonkit.core.stop import StopNow
 from daemonkit.errors import ScriptError, UsageError
 
@@ -27,7 +28,16 @@ class Loader:
         self._chosen: Script | None = None
 
     def choose(self, script: Script, func: Callable[[], Any] | None) -> None:
-        """The script has called ``main``: note it, and leave the script by SystemExit."""
+        """The script has called ``main``: note it, and leave the script by SystemExit.
+
+        Raises:
+            UsageError: ``func`` is no main loop: a call of it would run nothing.
+        """
+        name = getattr(func, "__name__", repr(func))
+        if func is not None and not callable(func):
+            raise UsageError(f"main({name}): give it a function, or nothing")
+        if reason := why_not_run(func):
+            raise UsageError(f"main({name}): {name} {reason}")
         self._chosen = script
         script.main_loop = func
         raise SystemExit(0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, overload
 
 from daemonkit.core.duration import describe, positive_seconds, seconds
 from daemonkit.core.job import Forking, Job, Policy
+from daemonkit.core.plain import why_not_run
 from daemonkit.core.schedule import After, Cron, Every, Schedule
 from daemonkit.core.signals import RESERVED
 from daemonkit.errors import UsageError
@@ -22,7 +23,6 @@ EVENTS: Final = ("start", "stop", "reload", "fork", "leader", "follower")
 OVERLAPS: Final = ("skip", "queue", "kill")
 SHORTEST: Final = 0.001  # seconds: below it a grid is all interrupts and no work
 SECOND: Final = 1_000_000_000
-_COROUTINE: Final = 0x80 | 0x200  # inspect.CO_COROUTINE, CO_ASYNC_GENERATOR
 _FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
 
 _USUAL: Final = Policy()  # shared: 100,000 jobs may be declared
@@ -334,11 +334,10 @@ def _check_callable(what: str, function: Any) -> None:
     name = getattr(function, "__name__", repr(function))
     if not callable(function):
         raise UsageError(f"{what}: put it above a function; {name} is none")
-    code = getattr(function, "__code__", None)
-    if code is None:
+    if reason := why_not_run(function):
+        raise UsageError(f"{what}: {name} {reason}")
+    if (code := getattr(function, "__code__", None)) is None:
         return
-    if code.co_flags & _COROUTINE:
-        raise UsageError(f"{what}: {name} is async; daemonkit calls plain functions: use asyncio.run() inside one")
     given = len(function.__defaults__ or ()) + (1 if hasattr(function, "__self__") else 0)
     if code.co_argcount > given:
         raise UsageError(f"{what}: {name} wants {code.co_argcount - given} argument(s); it is called with none")

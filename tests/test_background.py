@@ -24,6 +24,12 @@ def gated(gate, path, name):
         fcntl.flock(file, fcntl.LOCK_SH)
     note(path, "done", name)
 
+async def coroutine():
+    pass
+
+def generator(number):
+    yield number
+
 def fail():
     raise ValueError("no such bucket")
 
@@ -77,7 +83,7 @@ def chain(path):
 """
 
 HEAD = """
-import contextlib, fcntl, logging, os, select, signal, socket, sys, threading
+import contextlib, fcntl, functools, logging, os, select, signal, socket, sys, threading
 import jobs
 from daemonkit import Background, background
 from daemonkit.core.inotify import wait_until
@@ -384,6 +390,8 @@ tell(Background, 0)
 tell(Background, max_pending=-1)
 tell(Background, timeout=0)
 tell(Background, start="thread")
+tell(background, jobs.coroutine)
+tell(background, functools.partial(jobs.generator, 1))
 """,
     )
     assert told[0] == "UsageError background(3): give it a function, and its arguments after it"
@@ -392,6 +400,8 @@ tell(Background, start="thread")
     assert told[3] == "UsageError max_pending=-1 must be a whole number, 1 or more"
     assert "timeout" in told[4]
     assert told[5] == "UsageError start='thread' is not one of server, spawn, daemon"
+    assert told[6].startswith("UsageError background(jobs.coroutine): it is async")
+    assert told[7].startswith("UsageError background(functools.partial): it is a generator")
 
 
 def test_a_function_of_the_main_script_can_be_called(box: Box) -> None:

@@ -6,6 +6,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,3 +116,17 @@ def test_a_module_is_found_on_the_path_and_a_package_by_its_main(tmp_path: Path)
         loader.Loader(Daemon()).load("nopack", True, [])
     with pytest.raises(ScriptError, match="not the name of a module"):
         loader.find("-m no-such/module")
+
+
+async def _coroutine() -> None: ...
+def _generator() -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize(
+    ("func", "said"),
+    [(_coroutine, "_coroutine is async"), (_generator, "_generator is a generator"), (7, "give it a function")],
+)
+def test_a_main_loop_of_which_a_call_would_run_nothing_is_refused(func: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        loader.Loader(Daemon()).choose(Script(), func)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,10 @@ from daemonkit.script import Script
 
 def work() -> None:
     """Something to declare."""
+
+
+def yielding() -> Iterator[None]:
+    yield
 
 
 async def asynchronous() -> None:
@@ -81,6 +86,9 @@ Declare = Callable[[Script], Any]
         (lambda s: s.on("SIGKILL")(work), ["SIGKILL cannot be had"]),
         (lambda s: s.on(9999)(work), ["9999"]),
         (lambda s: s.every(1)(asynchronous), ["asynchronous is async"]),
+        (lambda s: s.every(1)(functools.partial(asynchronous)), ["is async"]),
+        (lambda s: s.every(1, fork=True)(yielding), ["yielding is a generator"]),
+        (lambda s: s.on("start")(yielding), ["yielding is a generator"]),
         (lambda s: s.every(1)(wants), ["wants wants 1 argument"]),
         (lambda s: s.on("stop")("text"), ["above a function"]),
     ],

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import CodeType, FunctionType
 from typing import Any, Final
 
-_SPECIAL: Final = 0x20 | 0x80 | 0x200  # flags of generators, coroutines, asynchronous generators (inspect, CO_*)
+_GENERATOR: Final = 0x20  # inspect, CO_GENERATOR
+_ASYNC: Final = 0x80 | 0x200  # CO_COROUTINE, CO_ASYNC_GENERATOR
+_SPECIAL: Final = _GENERATOR | _ASYNC
 
 
 def plain_code(function: Any) -> CodeType | None:
@@ -18,3 +21,14 @@ def plain_code(function: Any) -> CodeType | None:
         return None
     code = function.__code__
     return None if code.co_flags & _SPECIAL else code
+
+
+def why_not_run(function: Any) -> str | None:
+    """Why a call of the function runs none of its lines; None: it runs them."""
+    while isinstance(function, partial):
+        function = function.func
+    code = getattr(function, "__code__", None)
+    flags = getattr(code, "co_flags", 0)
+    if flags & _ASYNC:
+        return "is async; daemonkit calls plain functions: use asyncio.run() inside one"
+    return "is a generator; daemonkit calls plain functions, without yield" if flags & _GENERATOR else None

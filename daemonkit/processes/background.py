@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from daemonkit.core.duration import positive_seconds
+from daemonkit.core.plain import why_not_run
 from daemonkit.errors import BackgroundFull, ForkServerLost, UsageError
 from daemonkit.processes import call as child_call
 from daemonkit.processes import detachedcall, interpreter, pickled
@@ -88,7 +89,7 @@ class Background:
 
         Raises:
             BackgroundFull: ``max_pending`` calls wait already.
-            UsageError: ``func`` cannot be called.
+            UsageError: ``func`` cannot be called, or a call of it runs nothing: it is async, or a generator.
             ForkServerLost: the server cannot be started; stderr tells more.
             OSError: there is no room for another process.
             Exception: what pickle says of what cannot be pickled.
@@ -109,6 +110,8 @@ class Background:
     def _ask(self, is_held: bool, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Asked:
         if not callable(func):
             raise UsageError(f"background({func!r}): give it a function, and its arguments after it")
+        if reason := why_not_run(func):
+            raise UsageError(f"background({detachedcall.name_of(func)}): it {reason}")
         call: tuple[Any, ...] = (detachedcall.work, (func, args, kwargs, self._timeout), {})
         asked = _Asked(detachedcall.name_of(func), child_call.request(pickled.dumps_call(call)), is_held)
         with self._lock:
