@@ -200,8 +200,10 @@ class Script:
         """
         if callable(count):  # @worker without parentheses
             return self.worker()(count)
+        from daemonkit.config.options import check_keywords
         from daemonkit.processes import declare
 
+        check_keywords("@worker", declare.worker, options)
         number = count
 
         def declare_worker(function: Function) -> Function:
@@ -217,8 +219,10 @@ class Script:
         Raises:
             UsageError: a value that cannot be meant, or a name that is taken.
         """
+        from daemonkit.config.options import check_keywords
         from daemonkit.processes import declare
 
+        check_keywords(f"program({name!r})", declare.program, options)
         self._add_worker(declare.program(name, argv, count, **options))
 
     @overload
@@ -242,9 +246,12 @@ class Script:
         """
         if callable(queue):  # @task without parentheses
             return self.task()(queue)
+        from daemonkit.config.options import check_keywords
         from daemonkit.queue import declare
         from daemonkit.queue.outlet import Outlet, configured_url
         from daemonkit.queue.task import Task
+
+        check_keywords("@task", declare.policy, options)
 
         def declare_task(function: Callable[P, R]) -> Task[P, R]:
             own = declare.check_name(name or getattr(function, "__name__", ""), "@task")

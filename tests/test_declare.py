@@ -71,9 +71,22 @@ def test_a_wrong_option_of_a_worker_is_one_sentence(options: dict[str, Any], sai
     assert "\n" not in str(caught.value)
 
 
-def test_an_option_that_does_not_exist_is_named() -> None:
-    with pytest.raises(TypeError, match="'cuont'"):
-        Script().worker(cuont=3)(crunch)
+@pytest.mark.parametrize(
+    ("declare", "said"),
+    [
+        (
+            lambda s: s.worker(heartbeat="1m"),
+            "@worker: there is no option 'heartbeat'; did you mean heartbeat_timeout?",
+        ),
+        (lambda s: s.program("p", ["sleep"], max_restart=1), "program('p'): there is no option 'max_restart'; did you"),
+        (lambda s: s.task(max_retires=3), "@task: there is no option 'max_retires'; did you mean max_retries?"),
+        (lambda s: s.task(xyz=3), "@task: there is no option 'xyz'; there are: priority, ttr, max_retries"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_wrong_use_and_the_nearest_one_is_named(declare: Any, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        declare(Script())
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("function", [7, None, "crunch", bare, greedy, later, yielding])

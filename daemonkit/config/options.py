@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
+from types import CodeType
 from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeVar, cast, overload
 
 from daemonkit.core.duration import positive_seconds, seconds
@@ -300,6 +301,20 @@ OPTIONS: Final[tuple[Option[Any], ...]] = tuple(BY_KEY.values())
 def _refuse(what: str, value: object, why: str) -> NoReturn:
     shown = f'"{value}"' if isinstance(value, str) else repr(value)
     raise UsageError(f"{what} = {shown[:60]}: {why}")
+
+
+def check_keywords(what: str, function: Callable[..., Any], given: Iterable[str]) -> None:
+    """See that each name in ``given`` is that of an argument which ``function`` takes by keyword alone.
+
+    Raises:
+        UsageError: one is not; the message names the nearest that is.
+    """
+    code: CodeType = getattr(function, "__code__")  # noqa: B009 - not all that can be called has one
+    known = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    for word in given:
+        if word not in known:
+            near = nearest(word, known) or f"; there are: {', '.join(known)}"
+            raise UsageError(f"{what}: there is no option {word!r}{near}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
