@@ -95,6 +95,16 @@ def test_a_worker_must_be_a_plain_function_of_one_or_two_arguments(function: Any
         Script().worker(name="it")(function)
 
 
+class Loose:
+    def crunch(self, stop: Any) -> None: ...
+
+
+@pytest.mark.parametrize("declare", [Script.worker, Script.task])
+def test_a_method_without_its_object_is_refused(declare: Any) -> None:
+    with pytest.raises(UsageError, match="without its object"):
+        declare(Script(), Loose.crunch)
+
+
 @pytest.mark.parametrize(
     ("function", "wants"),
     [(crunch, False), (indexed, True), (optional, True), (starred, True), (Callable(), False)],

@@ -124,6 +124,8 @@ def _restarts(what: str, most: int, window: float | str, backoff: float | str, l
 
 
 def _wants_index(function: Callable[..., Any], what: str) -> bool:
+    if (whole := plain_code(function)) is not None and whole.co_varnames[:1] == ("self",):
+        raise UsageError(f"{what}: it would be called without its object; declare the method of one: worker(it.run)")
     if (code := _simple_code(function)) is not None:
         return code.co_argcount == 2
     import inspect

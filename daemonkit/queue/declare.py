@@ -121,6 +121,8 @@ def check_function(function: Callable[..., Any], what: str) -> None:
 
 def _parameters(function: Callable[..., Any], what: str) -> Collection[str]:
     if code := plain_code(function):
+        if code.co_varnames[:1] == ("self",):
+            raise UsageError(f"{what}: it would be called without its object; put @task above a function")
         return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     import inspect
 
