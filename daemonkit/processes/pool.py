@@ -61,9 +61,9 @@ class Pool(Executor):
         """
         self._limits = _checked(Limits(timeout, max_rss, cpu))
         if not (reuse is None or _is_count(reuse)):
-            raise UsageError(f"reuse must be greater than 0, or None for any number of calls, not {reuse!r}")
+            raise UsageError(f"reuse must be greater than 0 and whole, or None for any number of calls, not {reuse!r}")
         if not (max_pending is None or _is_count(max_pending)):
-            raise UsageError(f"max_pending must be greater than 0, not {max_pending!r}")
+            raise UsageError(f"max_pending must be greater than 0 and whole, not {max_pending!r}")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         width = _width(_processors() if max_workers is None else max_workers)
@@ -179,7 +179,7 @@ class Pool(Executor):
         if chunksize < 1:
             raise UsageError(f"chunksize must be at least 1, not {chunksize!r}")
         if buffersize is not None and not _is_count(buffersize):
-            raise UsageError(f"buffersize must be greater than 0, or None, not {buffersize!r}")
+            raise UsageError(f"buffersize must be greater than 0 and whole, or None, not {buffersize!r}")
         end = None if timeout is None else time.monotonic() + timeout
         items = zip(*iterables, strict=False)
         if chunksize == 1:
@@ -312,7 +312,7 @@ def _name(fn: Callable[..., Any]) -> str:
 
 def _width(number: int) -> int:
     if not _is_count(number):
-        raise UsageError(f"max_workers must be greater than 0, not {number!r}")
+        raise UsageError(f"max_workers must be greater than 0 and whole, not {number!r}")
     return number
 
 
