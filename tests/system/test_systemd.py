@@ -16,7 +16,8 @@ from system.nspawn import COMMAND, HOME, PYTHON, Machine, boot, missing
 
 ETC = Path(__file__).parents[2] / "etc"
 HEAD = "import logging, os, signal, socket, sys, time\nfrom daemonkit import *\nlog = logging.getLogger('test')\n"
-QUICK = "[Service]\nRestartSec=0\nWatchdogSec=2\n"  # a drop-in: the unit itself is as it is printed
+QUICK = "[Service]\nRestartSec=0\n"  # a drop-in: the unit itself is as it is printed
+WATCHED = QUICK + "WatchdogSec=2\n"
 HARDENED = 2.5  # exposure, of 10
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
@@ -197,7 +198,8 @@ def test_reexec_runs_new_code_under_the_same_main_pid(service: Service) -> None:
 
 def test_the_watchdog_is_fed_on_after_a_reexec(service: Service) -> None:
     service.install(
-        BEATS + "seen = [0]\n@every(0.5)\ndef count():\n    seen[0] += 1\n    log.info('seen %d', seen[0])\n"
+        BEATS + "seen = [0]\n@every(0.5)\ndef count():\n    seen[0] += 1\n    log.info('seen %d', seen[0])\n",
+        drop_in=WATCHED,
     )
     pid = service.start()
     service.machine.check("daemonkit", "reexec", service.name)
@@ -208,7 +210,8 @@ def test_the_watchdog_is_fed_on_after_a_reexec(service: Service) -> None:
 
 def test_between_old_and_new_code_the_watchdog_waits_as_long_as_both_may_take(service: Service) -> None:
     service.install(
-        BEATS.replace("def stopped(): ", "def stopped(): time.sleep(3); ") + "@every(0.1)\ndef tick(): pass\n"
+        BEATS.replace("def stopped(): ", "def stopped(): time.sleep(3); ") + "@every(0.1)\ndef tick(): pass\n",
+        drop_in=WATCHED,
     )
     pid = service.start()
     service.machine.check("daemonkit", "reexec", service.name)
@@ -228,7 +231,8 @@ def test_a_job_that_hangs_is_bitten_by_the_watchdog_and_the_daemon_restarted(ser
                 log.info("hanging")
                 threading.Event().wait()
             log.info("working")
-        """
+        """,
+        drop_in=WATCHED,
     )
     with service.machine.follow(service.unit) as journal:
         pid = service.start()
