@@ -170,14 +170,34 @@ def test_what_was_accepted_is_there_after_a_kill_9_of_the_server_and_we_connect_
 def test_what_comes_of_a_task_that_the_server_has_forgotten_is_not_taken_for_anothers(
     server: RedisServer, broker: RedisBroker
 ) -> None:
+    future = "4000000000000"  # milliseconds: ids go on from there
+    server.command("SET", "{daemonkit}:ids", future)
     broker.put("mail", NewTask(b"forgotten"))
     (old,) = broker.reserve("mail")
     server.command("FLUSHALL")
+    server.command("SET", "{daemonkit}:ids", future)
     broker.put("mail", NewTask(b"new"))
     (new,) = broker.reserve("mail")
     assert (new.id, new.token > old.token) == (old.id, True)
     assert not broker.delete(old)
     assert broker.delete(new)
+
+
+def test_who_asks_for_a_task_that_the_server_has_forgotten_is_not_told_of_another(
+    server: RedisServer, broker: RedisBroker
+) -> None:
+    forgotten = broker.put_many("mail", [NewTask(b"forgotten")] * 3)
+    server.command("FLUSHALL")
+    broker.put_many("mail", [NewTask(b"new")] * 3)
+    for each in broker.reserve("mail", count=3):
+        assert broker.exchange([Delete(each, b'"of the new one"', 60)], {}, 0).lost == []
+    assert [broker.result(id) for id in forgotten] == [None, None, None]
+    assert [broker.peek(id) for id in forgotten] == [None, None, None]
+
+
+def test_ids_grow_also_when_the_clock_goes_back(server: RedisServer, broker: RedisBroker) -> None:
+    server.command("SET", "{daemonkit}:ids", "4000000000000")  # milliseconds, in the year 2096
+    assert broker.put_many("mail", [NewTask(b"x")] * 2) == ["4000000000001", "4000000000002"]
 
 
 def test_a_consumer_is_known_again_to_a_server_that_was_emptied(server: RedisServer, broker: RedisBroker) -> None:
@@ -258,7 +278,7 @@ def test_a_password_is_asked_for_and_taken(tmp_path: Path) -> None:
             connect(f"unix://:wrong@{server.socket}")
         assert "wrong" not in str(wrong.value)
         broker = connect(f"unix://:secret@{server.socket}")
-        assert broker.put("mail", NewTask(b"")) == "1"
+        assert broker.put("mail", NewTask(b"")) .isdecimal()
         assert "secret" not in broker.url
         broker.close()
 
