@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from harness import PATIENCE
 from daemonkit.errors import BrokerError, UsageError
 from daemonkit.queue.broker import Broker, Bury, Delete, NewTask, Release, Reservation, State, Touch
 from daemonkit.queue.connect import connect as connect_to
+from daemonkit.queue.transfer import Transfer
 
 Connect = Callable[[], Broker]
 LONG = 2.0**31  # seconds
@@ -576,3 +577,24 @@ sys.stdin.read()
     found = broker.reserve("mail", count=9)
     assert sorted(ids(found))[:2] == taken
     assert [each.failures for each in found] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("state", [State.READY, State.DELAYED, State.BURIED])
+def test_an_interruption_waits_until_each_task_is_in_one_of_the_queues_of_a_move(
+    broker: Broker, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.put("mail", NewTask(b"x", delay=1000.0 if state is State.DELAYED else 0.0))
+    if state is State.BURIED:
+        broker.bury(reserve(broker), "it was bad")
+    put_many = broker.put_many
+
+    def put_and_be_interrupted(queue: str, tasks: Sequence[NewTask]) -> list[str]:
+        ids = put_many(queue, tasks)
+        signal.raise_signal(signal.SIGINT)
+        return ids
+
+    monkeypatch.setattr(broker, "put_many", put_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Transfer(broker, "mail", broker, "slow").move([state], 10, lambda count: None)
+    (queue,) = broker.stats()
+    assert (queue.queue, getattr(queue, state.value)) == ("slow", 1)

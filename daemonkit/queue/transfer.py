@@ -1,13 +1,15 @@
 """Move tasks from one queue to another, of the same broker or of two, and lose none.
 
 A task is put where it goes before it is deleted where it was, with its own key, or one that names it in the whole
-world: done again after an interruption, nothing is there twice; beanstalkd keeps no keys, so there it may be.  What a
-consumer takes meanwhile, stays his.
+world: done again after an interruption, nothing is there twice; beanstalkd keeps no keys, so there it may be.  ^C, and
+a signal to end, wait for the step that is being done.  What a consumer takes meanwhile, stays his.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from daemonkit.errors import BrokerError, TaskTooLarge
@@ -15,6 +17,7 @@ from daemonkit.queue.broker import Broker, Delete, NewTask, Release, Reservation
 from daemonkit.queue.checks import LONGEST, check_queue
 
 AT_ONCE: Final = 100
+_ENDS: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 class Transfer:
@@ -57,12 +60,17 @@ class Transfer:
         }
         try:
             for state in states:
-                while done < most and (step := movers[state](min(most - done, AT_ONCE))) is not None:
+                while done < most:
+                    with _undivided():
+                        step = movers[state](min(most - done, AT_ONCE))
+                    if step is None:
+                        break
                     done += step
                     moved(step)
         finally:
             if self._held:
-                self._source.exchange([Release(each) for each in self._held], {}, 0)
+                with _undivided():
+                    self._source.exchange([Release(each) for each in self._held], {}, 0)
         return done
 
     def _move_ready(self, most: int) -> int | None:
@@ -127,3 +135,13 @@ class Transfer:
             delay = (task.left or 0.0) if isinstance(task, Task) else 0.0
         key = (task.key or f"{self._name}#{task.id}") if self._target.keeps_keys else None
         return NewTask(task.body, task.priority, delay, task.ttr, key)
+
+
+@contextlib.contextmanager
+def _undivided() -> Iterator[None]:
+    """Signals that end us wait: what is there twice, or is ours for its whole ttr, would stay so."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
