@@ -278,7 +278,7 @@ def test_a_password_is_asked_for_and_taken(tmp_path: Path) -> None:
             connect(f"unix://:wrong@{server.socket}")
         assert "wrong" not in str(wrong.value)
         broker = connect(f"unix://:secret@{server.socket}")
-        assert broker.put("mail", NewTask(b"")) .isdecimal()
+        assert broker.put("mail", NewTask(b"")).isdecimal()
         assert "secret" not in broker.url
         broker.close()
 

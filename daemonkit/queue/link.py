@@ -17,6 +17,7 @@ log = logging.getLogger("daemonkit.queue")
 _FIRST: Final = 0.1  # seconds until a broker that cannot be reached is tried again; doubled
 _LONGEST: Final = 30.0  # up to this
 _LATE: Final = 1.0  # seconds until what has come too late is handed out again: a ttr may be shorter than that takes
+_LOOK: Final = 60.0  # seconds after which a moment to come is asked for again: clocks are set, and machines sleep
 _SHARE: Final = 0.9  # of a ttr, in which a task is to be done: the rest is for telling it
 
 
@@ -157,4 +158,4 @@ def next_look(found: Exchange, room: int, now: float) -> float:
     """When to ask for more after an exchange that had ``room``, if nobody says before that there is more."""
     if len(found.reserved) >= room:
         return math.inf  # the next end of a task makes room
-    return math.inf if found.due is None else now + found.due
+    return math.inf if found.due is None else now + min(found.due, _LOOK)
