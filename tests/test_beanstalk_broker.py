@@ -362,6 +362,22 @@ def test_a_waiter_that_has_no_room_any_more_lets_go(broker: BeanstalkBroker, oth
     assert len(other.reserve("mail", count=2)) == 1
 
 
+def test_a_queue_whose_room_is_used_up_is_not_waited_for_so_that_its_order_stays(
+    broker: BeanstalkBroker, other: BeanstalkBroker
+) -> None:
+    other.put_many("mail", [NewTask(b"%d" % n) for n in range(3)])
+    found = broker.exchange((), {"mail": 1, "sms": 5}, 5).reserved
+    assert [each.body for each in found] == [b"0"]
+    fd = broker.watch()
+    other.put("sms", NewTask(b"sms"))
+    assert select.select([fd], [], [], PATIENCE)[0]
+    broker.drain()
+    assert other.peek_state("mail", State.DELAYED) == []
+    found = broker.exchange((), {"mail": 0, "sms": 5}, 5).reserved
+    assert [each.body for each in found] == [b"sms"]
+    assert [each.body for each in broker.reserve("mail", count=2)] == [b"1", b"2"]
+
+
 def test_what_the_server_gives_by_its_own_clock_wakes_who_waits(broker: BeanstalkBroker) -> None:
     broker.put("mail", NewTask(b"x", delay=2))
     assert broker.exchange((), {"mail": 1}, 1).due is None

@@ -112,7 +112,9 @@ class BeanstalkBroker(Broker):
         if errors and not has_worked:
             raise errors[0]
         self._untold = told
-        self._wanted = frozenset(left) if len(found) < count else frozenset()
+        self._wanted = (
+            frozenset(queue for queue, most in left.items() if most > 0) if len(found) < count else frozenset()
+        )
         if found:  # we may be at them for long: what a waiter is given now, would wait for that
             for server in self._servers:
                 with contextlib.suppress(BrokerError), server.line.losing():  # the next exchange will tell
