@@ -228,8 +228,15 @@ def _show(text: str) -> None:
 
 
 def _each(ids: tuple[str, ...], act: Callable[[str], bool], done: str, why: str, json_wanted: bool) -> None:
+    from daemonkit.queue.transfer import undivided
+
     ids = tuple(dict.fromkeys(ids))  # one that is given twice would be refused the second time
-    refused = [id for id in ids if not act(id)]
+    refused = []
+    for id in ids:
+        with undivided():
+            is_done = act(id)
+        if not is_done:
+            refused.append(id)
     taken = [id for id in ids if id not in refused]
     if taken or json_wanted:
         answer(json_wanted, {done: taken, "refused": refused}, f"{done} {', '.join(taken)}")

@@ -61,7 +61,7 @@ class Transfer:
         try:
             for state in states:
                 while done < most:
-                    with _undivided():
+                    with undivided():
                         step = movers[state](min(most - done, AT_ONCE))
                     if step is None:
                         break
@@ -69,7 +69,7 @@ class Transfer:
                     moved(step)
         finally:
             if self._held:
-                with _undivided():
+                with undivided():
                     self._source.exchange([Release(each) for each in self._held], {}, 0)
         return done
 
@@ -138,7 +138,7 @@ class Transfer:
 
 
 @contextlib.contextmanager
-def _undivided() -> Iterator[None]:
+def undivided() -> Iterator[None]:
     """Signals that end us wait: what is there twice, or is ours for its whole ttr, would stay so."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     try:

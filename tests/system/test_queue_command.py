@@ -10,11 +10,15 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from brokers import beanstalkd, redis_server
+from click.testing import CliRunner
 from harness import PATIENCE, Box
 
+from daemonkit.cli.queue import command
+from daemonkit.queue.beanstalkserver import Server
 from daemonkit.queue.broker import NewTask, State
 from daemonkit.queue.connect import connect
 from daemonkit.queue.sqlite import SqliteBroker
@@ -182,6 +186,23 @@ def test_why_names_the_consumer_and_what_it_does(box: Box) -> None:
     assert f".{consumer}." in being_done
     assert "attempt 1; if that is not heard of any more, it is given back in" in being_done
     assert "takes mail; 1 of 1 are busy" in run(box, "why", "2")
+
+
+def test_an_interruption_waits_until_the_task_is_buried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with beanstalkd(tmp_path) as server, contextlib.closing(connect(server.url)) as broker:
+        id = broker.put("mail", NewTask(b"x"))
+        copy = Server._copy
+
+        def copy_and_be_interrupted(server: Server, *words: Any) -> int | None:
+            job = copy(server, *words)
+            signal.raise_signal(signal.SIGINT)
+            return job
+
+        monkeypatch.setattr(Server, "_copy", copy_and_be_interrupted)
+        done = CliRunner().invoke(command, ["bury", id, "--broker", server.url])
+        assert done.exit_code == 1
+        (found,) = broker.stats()
+        assert (found.ready, found.delayed, found.reserved, found.buried) == (0, 0, 0, 1)
 
 
 def test_tasks_are_moved_to_another_queue_with_their_delays_and_reasons(box: Box) -> None:
