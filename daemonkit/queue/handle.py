@@ -60,7 +60,7 @@ class Handle:
             TimeoutError: it is not done by then.
             BrokerError: the broker cannot be reached.
         """
-        if timeout is not None and not timeout >= 0:
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
             raise UsageError(f"result(timeout={timeout!r}): it must be 0 or more seconds, or None")
         end = None if timeout is None else time.monotonic() + timeout
         while True:
