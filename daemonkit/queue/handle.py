@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import select
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from daemonkit.errors import NoSuchTask, TaskFailed, UsageError
 from daemonkit.queue.broker import Broker, State, Task
@@ -27,6 +27,9 @@ class Handle:
 
     def __repr__(self) -> str:
         return f"Handle(queue={self.queue!r}, id={self.id!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(f"{self!r} is not pickled: send its id, and call the task's handle(id) there")
 
     def state(self) -> str | None:
         """ "ready", "delayed", "reserved" or "buried"; None when it is done or deleted.

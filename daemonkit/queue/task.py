@@ -104,6 +104,19 @@ class Task(Generic[P, R]):
             raise UsageError(f"put_many {self.name}: a list of tuples or dicts is wanted, not {calls!r}")
         return self._put([self._split(call) for call in calls], delay, priority, ttr, None)
 
+    def handle(self, id: str) -> Handle:
+        """The handle again of a task that was put before, by whatever process.
+
+        Args:
+            id: that of the handle that ``put`` has returned.
+
+        Raises:
+            UsageError: it is no text.
+        """
+        if not isinstance(id, str):
+            raise UsageError(f"handle({id!r}) of {self.name}: the id of a handle is wanted, a text")
+        return Handle(self._outlet, self.policy.queue, id)
+
     def check(self, call: payload.Call) -> None:
         """See that the function can be called as a body asks for.
 

@@ -888,6 +888,7 @@ def test_results_are_kept_for_whom_asks_and_failures_are_told(
                 time.sleep(0.01)
             print(slow.state(), slow.progress(), told(slow, 0.01))
             print(told(beat.add.put(1, 2, delay=60), 0))
+            print(beat.add.handle("no such").state(), told(beat.add.handle("no such")))
             """
         )
         assert done.stderr == ""
@@ -900,11 +901,32 @@ def test_results_are_kept_for_whom_asks_and_failures_are_told(
             "NoSuchTask: task N of default: it is done or deleted, and no result of it is kept",
             "reserved {'half': True} TimeoutError: task N of default is not done after 0.01 s",
             "TimeoutError: task N of sums is not done after 0 s",
+            "None NoSuchTask: task no such of sums: it is done or deleted, and no result of it is kept",
         ]
         slow = re.findall(r"task (\d+) of", done.stdout)[-2]
         assert 'progress: {"half": true}' in box.call("queue", "peek", "--id", slow).stdout
+        told = mailer.put(f"handle = beat.slow.handle({slow!r}); print(handle.state(), handle.progress())").stdout
+        assert told.strip() == "reserved {'half': True}"
         gate.open()
+        assert mailer.put(f"print(beat.slow.handle({slow!r}).result(30))").stdout.strip() == "None"
         assert box.call("kill", "beat").returncode == 0
+
+
+def test_a_handle_is_made_again_of_its_id_and_not_pickled(make: Make) -> None:
+    done = make("@task\ndef wait(): ...\n").put(
+        """
+        import pickle
+        for wrong in (lambda: beat.wait.handle(5), lambda: pickle.dumps(beat.wait.handle("1"))):
+            try:
+                wrong()
+            except ValueError as error:
+                print(error)
+        """
+    )
+    assert done.stdout.splitlines() == [
+        "handle(5) of wait: the id of a handle is wanted, a text",
+        "Handle(queue='default', id='1') is not pickled: send its id, and call the task's handle(id) there",
+    ], done.stderr
 
 
 def test_what_no_broker_could_be_told_is_the_tasks_own_failure(make: Make) -> None:
