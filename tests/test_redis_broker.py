@@ -170,7 +170,7 @@ def test_what_was_accepted_is_there_after_a_kill_9_of_the_server_and_we_connect_
 def test_what_comes_of_a_task_that_the_server_has_forgotten_is_not_taken_for_anothers(
     server: RedisServer, broker: RedisBroker
 ) -> None:
-    future = "4000000000000"  # milliseconds: ids go on from there
+    future = "4000000000000000"  # microseconds: ids go on from there
     server.command("SET", "{daemonkit}:ids", future)
     broker.put("mail", NewTask(b"forgotten"))
     (old,) = broker.reserve("mail")
@@ -196,8 +196,8 @@ def test_who_asks_for_a_task_that_the_server_has_forgotten_is_not_told_of_anothe
 
 
 def test_ids_grow_also_when_the_clock_goes_back(server: RedisServer, broker: RedisBroker) -> None:
-    server.command("SET", "{daemonkit}:ids", "4000000000000")  # milliseconds, in the year 2096
-    assert broker.put_many("mail", [NewTask(b"x")] * 2) == ["4000000000001", "4000000000002"]
+    server.command("SET", "{daemonkit}:ids", "4000000000000000")  # microseconds, in the year 2096
+    assert broker.put_many("mail", [NewTask(b"x")] * 2) == ["4000000000000001", "4000000000000002"]
 
 
 def test_a_consumer_is_known_again_to_a_server_that_was_emptied(server: RedisServer, broker: RedisBroker) -> None:

@@ -59,7 +59,7 @@ def as_task(id: str, state: State, score: float, values: Mapping[bytes, bytes], 
 
 def is_id(id: str) -> bool:
     """Whether that can be one."""
-    return id.isascii() and id.isdecimal() and 0 < len(id) < 16
+    return id.isascii() and id.isdecimal() and 0 < len(id) <= 16
 
 
 def milliseconds(seconds: float) -> int:

@@ -4,10 +4,10 @@ Keys, after the prefix: ``task:ID`` a hash; ``ready:``, ``delayed:``, ``reserved
 ids, scored by priority, time, time and time; ``keys:QUEUE`` the keys of tasks; ``paused:QUEUE``; ``wake:QUEUE``,
 written when there is something to reserve, which consumers are told of; ``queues``, ``ids``, ``tokens``, ``consumers``.
 
-All times are the server's, in milliseconds.  Tokens are its microseconds, ids its milliseconds, and more than the last
-one: a server that has forgotten some, as it was emptied, restarted or replaced by its replica, gives none again,
-and nobody who asks for what it has lost is told of another task.  The first write of a script that makes room is one
-that the server takes when its memory is full: then it takes the others, too.
+All times are the server's, in milliseconds.  Ids and tokens are its microseconds, and more than the last one: a server
+that has forgotten some, as it was emptied, restarted or replaced by its replica, gives none of them again, and nobody
+who asks for what it has lost is told of another task.  The first write of a script that makes room is one that the
+server takes when its memory is full: then it takes the others, too.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ local function timed_out(queue, id, reason)
   make_ready(queue, id)
 end
 local function add(queue, body, priority, ttr)
-  local id = redis.call('INCR', P .. 'ids')
-  if id < now then
-    id = now
-    redis.call('SET', P .. 'ids', string.format('%d', id))
+  local number = redis.call('INCR', P .. 'ids')
+  if number < micros then
+    number = micros
+    redis.call('SET', P .. 'ids', string.format('%d', number))
   end
+  local id = string.format('%d', number)  -- Lua itself would write 14 digits
   redis.call('HSET', task(id), 'body', body, 'queue', queue, 'priority', priority, 'ttr', ttr, 'made', now)
   return id
 end
@@ -83,7 +84,7 @@ for i = 3, #ARGV, 5 do
       redis.call('HSET', task(id), 'key', key)
     end
   end
-  ids[#ids + 1] = tostring(id)
+  ids[#ids + 1] = id
 end
 redis.call('SET', request, table.concat(ids, ' '), 'EX', 60)
 wake(queue)
