@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -282,6 +284,40 @@ def test_a_file_that_is_removed_is_noticed_and_the_next_put_goes_into_a_new_one(
         broker.put("mail", NewTask(b"refused"))
     broker.put("mail", NewTask(b"kept"))
     assert elsewhere(path, COUNT) == "1"
+
+
+@pytest.mark.parametrize("name", ["", "-wal", "-shm", "-lock", "directory"])
+def test_what_is_removed_from_a_directory_that_was_long_as_it_is_is_noticed_too(tmp_path: Path, name: str) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    path = str(directory / "queue.db")
+    with contextlib.closing(SqliteBroker(path)) as broker:
+        broker.put("mail", NewTask(b"first"))
+        os.utime(directory, (0, 0))
+        broker.put("mail", NewTask(b"from here on the directory alone is looked at"))
+        if name == "directory":
+            directory.rename(tmp_path / "aside")
+            directory.mkdir()
+            os.utime(directory, (0, 0))
+        else:
+            os.unlink(path + name)
+        with pytest.raises(BrokerError, match="it was removed or replaced"):
+            broker.put("mail", NewTask(b"refused"))
+        broker.put("mail", NewTask(b"kept"))
+
+
+def test_a_directory_that_is_gone_is_noticed_and_used_again_when_it_is_there(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    with contextlib.closing(SqliteBroker(str(directory / "queue.db"))) as broker:
+        broker.put("mail", NewTask(b"lost"))
+        shutil.rmtree(directory)
+        for _ in range(2):
+            with pytest.raises(BrokerError):
+                broker.put("mail", NewTask(b"refused"))
+        directory.mkdir()
+        broker.put("mail", NewTask(b"kept"))
+        assert ready(broker) == 1
 
 
 def test_a_log_that_is_removed_is_noticed_and_all_speak_of_one_file_again(path: str, broker: SqliteBroker) -> None:
