@@ -37,7 +37,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _Identity = tuple[int, int] | None  # device and inode; None: nothing is there
 _BESIDE: Final = ("", "-wal", "-shm", "-lock")  # the file, its log, the log's index, and the writers' lock
 _SHARED: Final = 0x40000002, 510  # bytes that SQLite locks: whoever folds the log needs them alone (its os.h)
-_SETTLED: Final = 1_000_000_000  # nanoseconds: a directory's time is a clock tick's, in which there may be two changes
+_TICK: Final = 50_000_000  # nanoseconds: a directory's time is that of a clock tick, in which there may be two changes
+_SECOND: Final = 1_000_000_000  # that of some file systems is in whole ones
 _FLOCK: Final = struct.Struct("@hhqqi4x")  # struct flock: type, whence, start, length, pid
 
 
@@ -179,7 +180,8 @@ class Database:
             return True
         if self._files != self._files_there():
             return False
-        self._unchanged = now if found.st_mtime_ns < time.time_ns() - _SETTLED else None
+        settled = time.time_ns() - (_TICK if found.st_mtime_ns % _SECOND else 2 * _SECOND)
+        self._unchanged = now if found.st_mtime_ns < settled else None
         return True
 
     def _files_there(self) -> tuple[_Identity, ...]:
