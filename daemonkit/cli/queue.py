@@ -228,7 +228,7 @@ def _show(text: str) -> None:
 
 
 def _each(ids: tuple[str, ...], act: Callable[[str], bool], done: str, why: str, json_wanted: bool) -> None:
-    from daemonkit.queue.transfer import undivided
+    from daemonkit.queue.undivided import undivided
 
     ids = tuple(dict.fromkeys(ids))  # one that is given twice would be refused the second time
     refused = []

@@ -7,17 +7,15 @@ a signal to end, wait for the step that is being done.  What a consumer takes me
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from daemonkit.errors import BrokerError, TaskTooLarge
 from daemonkit.queue.broker import Broker, Delete, NewTask, Release, Reservation, State, Task
 from daemonkit.queue.checks import LONGEST, check_queue
+from daemonkit.queue.undivided import undivided
 
 AT_ONCE: Final = 100
-_ENDS: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 class Transfer:
@@ -135,13 +133,3 @@ class Transfer:
             delay = (task.left or 0.0) if isinstance(task, Task) else 0.0
         key = (task.key or f"{self._name}#{task.id}") if self._target.keeps_keys else None
         return NewTask(task.body, task.priority, delay, task.ttr, key)
-
-
-@contextlib.contextmanager
-def undivided() -> Iterator[None]:
-    """Signals that end us wait: what is there twice, or is ours for its whole ttr, would stay so."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
